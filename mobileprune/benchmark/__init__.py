@@ -1,0 +1,1 @@
+"""Measuring how long a `.tflite` takes, and what the figures are worth."""

@@ -1,0 +1,220 @@
+"""The records that pass between stages: frozen, small, and at home in JSON.
+
+They hold facts only; what computes them lives in the stage that is named in each docstring.
+"""
+
+import dataclasses
+import hashlib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from mobileprune.errors import OutputError, VerificationError
+
+Json = dict[str, Any]
+
+
+class Record:
+    """JSON round trip for frozen dataclasses: nested records, tuples and optional fields."""
+
+    def to_json(self) -> Json:
+        """The record as plain JSON types; tuples become lists."""
+        fields = dataclasses.fields(typing.cast(Any, self))
+        return {field.name: _plain(getattr(self, field.name)) for field in fields}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The record that `to_json` wrote.
+
+        Raises:
+            OutputError: a field is missing, or one is not known.
+        """
+        hints = typing.get_type_hints(cls)
+        names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            raise OutputError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(names))}.")
+        try:
+            return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
+        except TypeError as error:
+            raise OutputError(f"Not a complete {cls.__name__}: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is None or hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _typed(next(kind for kind in arguments if kind is not type(None)), value)
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return hint.from_json(value)
+    if origin is tuple:
+        return tuple(_typed(arguments[0], item) for item in value)
+    if origin is dict:
+        return {key: _typed(arguments[1], item) for key, item in value.items()}
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess(Record):
+    """The contract that turns an encoded image into the model's input, here and on the phone.
+
+    decode → apply the EXIF orientation → convert to `color` → `fit` → resize → `(x - mean) / std`.
+
+    Attributes:
+        height: input height in pixels.
+        width: input width in pixels.
+        color: `"RGB"` or `"grayscale"` (ITU-R 601-2 luma, one channel).
+        resize: the interpolation; `"bilinear"` samples at half-pixel centres.
+        antialias: whether the bilinear filter widens when it shrinks an image.
+        fit: `"stretch"` resizes the whole image; `"crop"` first cuts the largest centred rectangle of the input's
+            aspect ratio.
+        mean: subtracted from each channel of the 0 to 255 values.
+        std: divides each channel afterwards.
+        exif: whether the EXIF orientation is honoured.
+    """
+
+    height: int
+    width: int
+    color: Literal["RGB", "grayscale"] = "RGB"
+    resize: Literal["bilinear"] = "bilinear"
+    antialias: bool = True
+    fit: Literal["stretch", "crop"] = "stretch"
+    mean: tuple[float, ...] = (127.5,)
+    std: tuple[float, ...] = (127.5,)
+    exif: bool = True
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.color == "RGB" else 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return (self.height, self.width, self.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency(Record):
+    """How long one file took on one device; measured by `benchmark`. Times in milliseconds, memory in bytes.
+
+    `ratio` is the median over rounds of this file's time over the baseline's in the same round; `ratio_low` and
+    `ratio_high` bound it with 95% confidence (bootstrap). They are None where there was no baseline.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    accelerator: str
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    runs: int
+    init_ms: float
+    peak_memory_bytes: int
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification(Record):
+    """How a file's outputs compare with those of the Keras model it came from; made by `verify`.
+
+    Attributes:
+        images: how many images were compared.
+        agreement: share of images with the same top-1 class, 0 to 1.
+        max_abs_error: largest absolute difference of any output.
+        mean_abs_error: mean absolute difference over all outputs.
+        snr_db: signal-to-noise ratio of the outputs in decibels.
+        runtime: the runtime that ran the file, with its version.
+        failures: the tolerances that were exceeded, as sentences; empty when the file passed.
+    """
+
+    images: int
+    agreement: float
+    max_abs_error: float
+    mean_abs_error: float
+    snr_db: float
+    runtime: str
+    failures: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Raises VerificationError with every exceeded tolerance."""
+        if self.failures:
+            raise VerificationError(" ".join(self.failures))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage(Record):
+    """One finished stage of a run. `accuracy` is measured on validation data; None where a stage has none."""
+
+    name: str
+    seconds: float
+    model: str | None = None
+    epochs: int | None = None
+    accuracy: float | None = None
+    macs: int | None = None
+    params: int | None = None
+    sparsity: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One `.tflite` of one model, still in memory.
+
+    Attributes:
+        model: which model it came from (`base`, `s80`, `c50`, …).
+        recipe: how it was quantized (`float32`, `int8`, …).
+        content: the bytes that ship.
+    """
+
+    model: str
+    recipe: str
+    content: bytes = dataclasses.field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the bytes atomically and returns the path."""
+        from mobileprune.files import write_bytes
+
+        return write_bytes(Path(path), self.content)
+
+
+@dataclasses.dataclass(frozen=True)
+class VariantRecord(Record):
+    """What the manifest says of one variant: the bytes, where they came from, and all that was measured on them."""
+
+    file: str
+    model: str
+    recipe: str
+    bytes: int
+    gzip_bytes: int
+    sha256: str
+    macs: int
+    params: int
+    sparsity: float
+    verified: Verification
+    verified_runtimes: tuple[str, ...]
+    accuracy: float | None = None
+    agreement: float | None = None
+    latency: tuple[Latency, ...] = ()
