@@ -1,0 +1,131 @@
+"""From channel ids to groups: which channels a plan can remove, what each is worth in MACs, and why others stay."""
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from mobileprune import channel_rules  # noqa: F401  (registers the rules)
+from mobileprune.channel_ids import ChannelIds, Ids, Weight
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that the same layers create: one choice of how many (and which) of them to keep.
+
+    Attributes:
+        name: the first layer that creates them.
+        layers: all layers that create them; each has its channel k in the same unit as the others' channel k when a
+            residual add or a multiplication joins them.
+        roots: the id that stands for each unit, shape (units,). A unit is kept or removed as a whole.
+        frozen: why no unit may be removed, or None.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    roots: Ids = dataclasses.field(repr=False, compare=False)
+    frozen: str | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of units."""
+        return len(self.roots)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one inference costs: multiply-accumulates, and parameters of the layers that hold channels."""
+
+    macs: int
+    params: int
+
+
+class ChannelGraph:
+    """The ids of a model, read as groups, with the cost of any choice of survivors.
+
+    Example:
+        >>> graph = ChannelGraph(model)                                     # doctest: +SKIP
+        >>> graph.cost(graph.everything()).macs                             # doctest: +SKIP
+        300774272
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.ids = ChannelIds(model)
+        self._roots = self.ids.roots()
+        self.groups = self._find_groups()
+        self._axes = [
+            (weight, {axis: self._roots[ids] for axis, ids in weight.axes.items()})
+            for weight in self.ids.weights.values()
+        ]
+        # Parameters of weights that follow no channel never change.
+        counted = sum(int(np.prod(weight.shape)) for weight in self.ids.weights.values())
+        self._fixed_params = int(model.count_params()) - counted
+
+    def everything(self) -> np.ndarray:
+        """The choice that keeps every channel: booleans by id, shape (ids,)."""
+        return np.ones(len(self._roots), bool)
+
+    def without(self, removed_roots: Ids) -> np.ndarray:
+        """The choice that removes the units with these roots: booleans by id, shape (ids,)."""
+        gone = np.zeros(len(self._roots), bool)
+        gone[removed_roots] = True
+        return ~gone[self._roots]
+
+    def cost(self, alive: np.ndarray) -> Cost:
+        """MACs and parameters when only the channels in `alive` (booleans by id) are left."""
+        macs, params = 0, self._fixed_params
+        for weight, axes in self._axes:
+            size = _size(weight, axes, alive)
+            macs += weight.positions * size
+            params += size
+        return Cost(macs, params)
+
+    def weights_of(self, group: ChannelGroup) -> list[tuple[Weight, int, np.ndarray]]:
+        """Every weight axis that follows the group: (weight, axis, unit at each index or -1)."""
+        unit = np.full(len(self._roots), -1)
+        unit[group.roots] = np.arange(group.size)
+        found = []
+        for weight, axes in self._axes:
+            for axis, roots in axes.items():
+                units = unit[roots]
+                if (units >= 0).any():
+                    found.append((weight, axis, units))
+        return found
+
+    def _find_groups(self) -> list[ChannelGroup]:
+        makers: dict[int, list[str]] = defaultdict(list)
+        for layer, created in self.ids.outputs.items():
+            for root in np.unique(self._roots[created]):
+                makers[int(root)].append(layer)
+        families: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for root, layers in makers.items():
+            families[tuple(layers)].append(root)
+        frozen = self.ids.frozen()
+        groups = []
+        for layers, roots in families.items():
+            reason = next((frozen[root] for root in roots if root in frozen), None)
+            groups.append(ChannelGroup(_unique_name(layers, groups), layers, np.array(sorted(roots)), reason))
+        return groups
+
+
+def channel_groups(model: Any) -> list[ChannelGroup]:
+    """The channel groups of a built Sequential or functional model, in the order of the graph. Read-only.
+
+    Example:
+        >>> [group.name for group in channel_groups(model) if group.frozen is None]     # doctest: +SKIP
+        ['stem', 'block_1_expand', …]
+    """
+    return ChannelGraph(model).groups
+
+
+def _size(weight: Weight, axes: dict[int, np.ndarray], alive: np.ndarray) -> int:
+    size = 1
+    for axis, length in enumerate(weight.shape):
+        size *= int(np.count_nonzero(alive[axes[axis]])) if axis in axes else length
+    return size
+
+
+def _unique_name(layers: tuple[str, ...], groups: list[ChannelGroup]) -> str:
+    taken = {group.name for group in groups}
+    return next((layer for layer in layers if layer not in taken), "+".join(layers))
