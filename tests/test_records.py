@@ -1,0 +1,99 @@
+import json
+
+import pytest
+
+from mobileprune.errors import OutputError, VerificationError
+from mobileprune.records import Latency, Preprocess, Stage, Variant, VariantRecord, Verification
+
+VERIFIED = Verification(
+    images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
+)
+LATENCY = Latency(
+    device="host",
+    runtime="ai-edge-litert 2.1.0",
+    threads=1,
+    accelerator="cpu",
+    p50_ms=1.5,
+    p90_ms=1.75,
+    p99_ms=2.0,
+    runs=100,
+    init_ms=3.0,
+    peak_memory_bytes=4096,
+    ratio=0.5,
+)
+RECORD = VariantRecord(
+    file="m_base_int8.tflite",
+    model="base",
+    recipe="int8",
+    bytes=10,
+    gzip_bytes=9,
+    sha256="ab",
+    macs=1000,
+    params=100,
+    sparsity=0.8,
+    verified=VERIFIED,
+    verified_runtimes=("a", "b"),
+    latency=(LATENCY, LATENCY),
+)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        RECORD,
+        VERIFIED,
+        LATENCY,
+        Preprocess(224, 192, color="RGB", fit="crop", mean=(1.0, 2.0, 3.0), std=(4.0,), exif=False),
+        Stage("train", 1.5, model="base", epochs=3, accuracy=0.5),
+    ],
+    ids=lambda record: type(record).__name__,
+)
+def test_a_record_survives_json(record):
+    text = json.dumps(record.to_json())
+    assert type(record).from_json(json.loads(text)) == record
+
+
+def test_nested_records_and_tuples_get_their_types_back():
+    record = VariantRecord.from_json(json.loads(json.dumps(RECORD.to_json())))
+    assert isinstance(record.verified, Verification)
+    assert isinstance(record.latency, tuple)
+    assert isinstance(record.latency[1], Latency)
+    assert record.verified_runtimes == ("a", "b")
+    assert record.accuracy is None
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones():
+    with pytest.raises(OutputError, match="Stage has no field 'colour'; it has accuracy, epochs"):
+        Stage.from_json({"name": "train", "seconds": 1.0, "colour": "red"})
+
+
+def test_an_unknown_field_of_a_nested_record_is_refused():
+    data = RECORD.to_json()
+    data["verified"]["extra"] = 1
+    with pytest.raises(OutputError, match="Verification has no field 'extra'"):
+        VariantRecord.from_json(data)
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(OutputError, match=r"Not a complete Stage: .*'seconds'"):
+        Stage.from_json({"name": "train"})
+
+
+def test_the_shape_of_a_contract_follows_its_colour():
+    assert Preprocess(32, 48).shape == (32, 48, 3)
+    assert Preprocess(32, 48, color="grayscale").shape == (32, 48, 1)
+
+
+def test_a_failed_verification_raises_every_failure():
+    VERIFIED.raise_if_failed()
+    failed = Verification(1, 0.5, 1.0, 1.0, 1.0, "r", failures=("Too far off.", "Too few agree."))
+    assert not failed.passed
+    with pytest.raises(VerificationError, match=r"Too far off\. Too few agree\."):
+        failed.raise_if_failed()
+
+
+def test_a_variant_saves_exactly_its_bytes(tmp_path):
+    variant = Variant("base", "float32", b"abc")
+    path = variant.save(tmp_path / "new" / "m.tflite")
+    assert path.read_bytes() == b"abc"
+    assert variant.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
