@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import ModelError
+from mobileprune.graph import functional_graph
 
 Ids = np.ndarray
 Rule = Callable[["ChannelIds", "Call"], list[Ids]]
@@ -196,25 +197,6 @@ class ChannelIds:
             self.freeze(created, reason)
             outputs.append(np.broadcast_to(created, shape))
         return outputs
-
-
-def functional_graph(model: Any) -> Any:
-    """The functional graph of a model.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if isinstance(model, keras.Sequential):
-        graph = model._functional if model.built else None
-        if graph is None:
-            raise ModelError(f"Sequential model {model.name!r} has no input shape. Start it with keras.Input(shape).")
-        return graph
-    if hasattr(model, "_nodes_by_depth") and getattr(model, "operations", None):
-        return model
-    raise ModelError(
-        f"Model {model.name!r} ({type(model).__name__}) is subclassed: its layers' connections cannot be read. "
-        "Build it as keras.Model(inputs, outputs) from the same layers."
-    )
 
 
 def compact(ids: Ids) -> Ids:

@@ -11,8 +11,9 @@ import keras
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.channel_ids import ChannelIds, Weight, functional_graph
+from mobileprune.channel_ids import ChannelIds, Weight
 from mobileprune.errors import PlanError
+from mobileprune.graph import clone
 from mobileprune.plan import PruningPlan
 
 # The configuration entries that hold a layer's number of output channels.
@@ -77,19 +78,7 @@ def _rebuild(model: Any, graph: ChannelGraph, alive: np.ndarray, survivors: dict
             config["target_shape"] = _surviving_shape(alive[graph.ids.tensors[layer.name]], layer)
         return type(layer).from_config(config)
 
-    if isinstance(model, keras.Sequential):
-        head = _same_input(functional_graph(model).inputs[0])
-        clones = [resized(layer) for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
-        return keras.Sequential([head, *clones], name=model.name)
-    inputs = keras.tree.map_structure(_same_input, model.input)
-    # A fresh Model over the same graph: cloning a compiled one would try to compile the clone.
-    plain = keras.Model(model.input, model.output, name=model.name)
-    return keras.models.clone_model(plain, input_tensors=inputs, clone_function=resized)
-
-
-def _same_input(tensor: Any) -> Any:
-    name = tensor._keras_history.operation.name
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+    return clone(model, resized)
 
 
 def _surviving_shape(alive: np.ndarray, layer: Any) -> tuple[int, ...]:

@@ -1,0 +1,204 @@
+"""Compiles and fits a classifier so that a killed run goes on where it was."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobileprune.data import Dataset
+from mobileprune.errors import ModelError, OutputError
+from mobileprune.files import read_json, write_json
+from mobileprune.models import gives_probabilities
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+OnBatch = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over the training split; 0 trains nothing.
+        batch_size: images in a step.
+        learning_rate: peak of a one-cycle schedule: linear warm-up over the first tenth, cosine decay to zero.
+        augment: random flips and shifts of the training images.
+        seed: order of the images and of the augmentation.
+    """
+
+    epochs: int
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    augment: bool = True
+    seed: int = 0
+
+    def steps(self, images: int) -> int:
+        """Number of batches that `epochs` epochs of `images` images apply."""
+        return self.epochs * -(-images // self.batch_size)
+
+
+def train(
+    model: Any,
+    dataset: Dataset,
+    settings: TrainSettings,
+    *,
+    checkpoint: Path | None = None,
+    callbacks: Sequence[Any] = (),
+    on_batch: OnBatch | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Any:
+    """Trains `model` on the training split, watching the validation split.
+
+    Args:
+        model: an uncompiled classifier, wrapped for sparsity or not. It is trained in place.
+        dataset: where the images come from.
+        settings: how long and how fast.
+        checkpoint: a folder. After each epoch the model, its optimizer and masks are kept there, and a call with
+            the same folder goes on after the last finished epoch.
+        callbacks: further Keras callbacks (`UpdatePruningStep`, TensorBoard).
+        on_batch: told the number of each finished batch, counted over all epochs.
+        on_epoch: told each finished epoch (from 1) and its figures.
+
+    Returns:
+        The trained model: `model` itself, or the one read from the checkpoint.
+
+    Raises:
+        ModelError: the loss became NaN.
+        OutputError: the checkpoint cannot be written or read.
+    """
+    if settings.epochs == 0:
+        return model
+    done = 0
+    if checkpoint is not None and (checkpoint / "epoch.json").exists():
+        done = int(read_json(checkpoint / "epoch.json")["epoch"])
+        model = load_checkpoint(checkpoint / f"epoch_{done}.keras")
+    else:
+        steps = settings.steps(len(dataset.train))
+        compile_classifier(model, _one_cycle(settings.learning_rate, steps))
+    if done >= settings.epochs:
+        return model
+    images = dataset.train.batches(
+        settings.batch_size, shuffle_seed=settings.seed, augment=settings.augment, epoch=done
+    )
+    watch = _Watch(checkpoint, on_batch, on_epoch, done * -(-len(dataset.train) // settings.batch_size))
+    model.fit(
+        images,
+        validation_data=dataset.validation.batches(256),
+        initial_epoch=done,
+        epochs=settings.epochs,
+        callbacks=[*callbacks, keras.callbacks.TerminateOnNaN(), watch],
+        shuffle=False,  # the batches come shuffled
+        verbose=0,
+    )
+    if watch.diverged:
+        raise ModelError(f"The loss of {model.name!r} became NaN. Lower --learning_rate.")
+    return model
+
+
+def compile_classifier(model: Any, learning_rate: Any = 1e-3) -> None:
+    """Gives a classifier Adam and cross-entropy on logits or probabilities, whichever it ends in."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
+    model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+
+
+def accuracy(model: Any, split: Any) -> float:
+    """Share of a split's images that the Keras model classifies right."""
+    right = total = 0
+    for images, labels in split.batches(256):
+        right += int(np.sum(np.argmax(model.predict_on_batch(images), axis=-1) == np.asarray(labels)))
+        total += len(labels)
+    return right / total
+
+
+def recalibrate(model: Any, images: np.ndarray, batch_size: int = 64) -> Any:
+    """Re-estimates the statistics of every batch normalisation on images; no labels, no gradient.
+
+    Each batch's mean and variance count alike (the moving average with momentum (n-1)/n is the plain mean), so the
+    result does not remember the statistics from before.
+
+    Args:
+        model: any Keras model; its moving means and variances are replaced.
+        images: float32, N×H×W×C, already normalised as the model wants them.
+        batch_size: images in one estimate.
+
+    Returns:
+        `model`.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    kept = [(layer.momentum, layer.trainable) for layer in norms]
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) < batch_size // 2:
+        batches.pop()  # a small last batch would count as much as a full one
+    for layer in norms:
+        layer.trainable = True
+    for number, batch in enumerate(batches):
+        for layer in norms:
+            layer.momentum = number / (number + 1)
+        model(batch, training=True)
+    for layer, (momentum, trainable) in zip(norms, kept, strict=True):
+        layer.momentum, layer.trainable = momentum, trainable
+    return model
+
+
+def save_checkpoint(model: Any, path: Path) -> None:
+    """Saves a model with its optimizer so that a reader never meets half of it."""
+    temporary = path.with_name(f".{os.getpid()}_{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"Cannot write {path}: {error.strerror or error}. Free some space.") from error
+
+
+def load_checkpoint(path: Path) -> Any:
+    """Reads what `save_checkpoint` wrote.
+
+    Raises:
+        OutputError: it is missing or damaged.
+    """
+    try:
+        return keras.models.load_model(path, safe_mode=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OutputError(f"Cannot read the checkpoint {path}: {reason}. Delete its folder and run again.") from error
+
+
+class _Watch(keras.callbacks.Callback):
+    """Reports progress, and keeps each finished epoch before anything else can go wrong."""
+
+    def __init__(self, checkpoint: Path | None, on_batch: OnBatch | None, on_epoch: OnEpoch | None, done: int) -> None:
+        super().__init__()
+        self.checkpoint, self.on_batch, self.on_epoch, self.batches = checkpoint, on_batch, on_epoch, done
+        self.diverged = False
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+        self.diverged = self.diverged or not np.isfinite((logs or {}).get("loss", 0.0))
+        if self.on_batch:
+            self.on_batch(self.batches)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self.diverged:
+            return
+        if self.checkpoint is not None:
+            save_checkpoint(self.model, self.checkpoint / f"epoch_{epoch + 1}.keras")
+            write_json(self.checkpoint / "epoch.json", {"epoch": epoch + 1})
+            (self.checkpoint / f"epoch_{epoch}.keras").unlink(missing_ok=True)
+        if self.on_epoch:
+            self.on_epoch(epoch + 1, {name: float(value) for name, value in (logs or {}).items()})
+
+
+def _one_cycle(peak: float, steps: int) -> Any:
+    warm_up = max(1, steps // 10)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=peak / 10,
+        decay_steps=max(1, steps - warm_up),
+        warmup_target=peak,
+        warmup_steps=warm_up,
+    )
