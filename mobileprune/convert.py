@@ -1,0 +1,134 @@
+"""Keras model in, `.tflite` variants out: one trace, one conversion, then a rewrite for each recipe.
+
+This is the only module that builds a TFLiteConverter.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mobileprune.errors import ConversionError, ModelError
+from mobileprune.recipes import captured_noise, check_recipes, described, make_variants
+from mobileprune.records import Variant
+
+if TYPE_CHECKING:
+    import keras
+
+
+def convert(
+    model: "keras.Model",
+    recipes: Sequence[str] = ("float32",),
+    calibration: Any | None = None,
+    name: str = "model",
+) -> list[Variant]:
+    """Makes a `.tflite` of a Keras 3 model in every recipe asked for. The model is traced and converted once.
+
+    Args:
+        model: a built model; inference mode is what is converted, and the input's batch becomes 1.
+        recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io.
+        calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
+            (images, labels); needed by int8 and int8_float_io.
+        name: what the variants' `model` is: `base`, `s80`, ….
+
+    Returns:
+        One variant a recipe, in the order of `recipes`.
+
+    Raises:
+        ModelError: not built, an input of unknown size, or weights that are NaN or infinite.
+        ConversionError: an unknown recipe, calibration data missing, or the converter or quantizer refuses the model.
+        DatasetError: calibration data that cannot be meant.
+
+    Example:
+        >>> import mobileprune as mp  # doctest: +SKIP
+        >>> small, tiny = mp.convert(model, ["float16", "int8"], calibration=images[:100])  # doctest: +SKIP
+        >>> tiny.save("model_int8.tflite")  # doctest: +SKIP
+    """
+    check_recipes(recipes, calibration)  # before the slow part
+    return make_variants(to_float_flatbuffer(model), recipes, calibration, name)
+
+
+def to_float_flatbuffer(model: "keras.Model", *, batch: int | None = 1) -> bytes:
+    """The float32 `.tflite` of a Keras 3 model, traced in inference mode.
+
+    Args:
+        model: a built model with inputs of known size.
+        batch: the fixed batch; None leaves it open, which some runtimes refuse and others run slower.
+
+    Returns:
+        The file's bytes, with a signature `serving_default` whose arguments are called as the model's inputs.
+
+    Raises:
+        ModelError, ConversionError: see `convert`.
+    """
+    # TensorFlow reads its log level when it is imported; where that is still to come, this keeps it quiet.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with captured_noise() as said:
+        # Inside the function: importing mobileprune must not cost the seconds that TensorFlow takes.
+        import keras
+        import tensorflow as tf
+
+        if keras.backend.backend() != "tensorflow":
+            raise ConversionError(
+                f"Keras runs on {keras.backend.backend()!r}; only its TensorFlow backend converts. "
+                "Set KERAS_BACKEND=tensorflow."
+            )
+        specifications = _specifications(model, batch)
+        check_finite(model)
+
+        class Holder(tf.Module):  # type: ignore[misc]
+            """Says which variables to freeze: given the Keras 3 model itself, the file comes out without weights."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.held = [variable.value for variable in model.variables]
+
+        def infer(*inputs: Any) -> Any:
+            return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+
+        logger = logging.getLogger("tensorflow")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            traced = tf.function(infer, input_signature=specifications, autograph=False).get_concrete_function()
+            return bytes(tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder()).convert())
+        except Exception as error:
+            # Whatever a layer's code or the converter raises, it means the same: this model does not convert.
+            raise ConversionError(
+                f"{model.name!r} does not convert to .tflite: {described(error, said())} Replace the op that it names."
+            ) from error
+        finally:
+            logger.setLevel(level)
+
+
+def check_finite(model: "keras.Model") -> None:
+    """Refuses a model with NaN or infinite weights, naming the first such weight by its path.
+
+    Raises:
+        ModelError: with how many of its values are not finite.
+    """
+    for variable in model.variables:
+        values = np.asarray(variable.value)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            wrong = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
+            raise ModelError(
+                f"Weight {variable.path!r} holds {wrong} values that are NaN or infinite, of {values.size}. "
+                "Train again with a lower learning rate, or go back to an earlier checkpoint."
+            )
+
+
+def _specifications(model: "keras.Model", batch: int | None) -> list[Any]:
+    import tensorflow as tf
+
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise ModelError(f"{model.name!r} has no inputs of known shape. Build it or call it on one batch first.")
+    for tensor in inputs:
+        if None in tensor.shape[1:]:
+            raise ModelError(
+                f"Input {tensor.name!r} of {model.name!r} has shape {tuple(tensor.shape)}; a .tflite needs fixed "
+                "sizes. Build the model with them."
+            )
+    return [tf.TensorSpec((batch, *tensor.shape[1:]), tensor.dtype, name=tensor.name) for tensor in inputs]

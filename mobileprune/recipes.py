@@ -1,0 +1,336 @@
+"""Float flatbuffer in, quantized flatbuffers out: each recipe is a rewrite of the file, not another conversion.
+
+litert-quantizer does the rewriting. It is imported inside the functions that use it, because importing it takes most of
+a second. Integer arithmetic and ranges follow Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", CVPR 2018; weights of convolutions and dense layers have one scale per channel.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from mobileprune.errors import ConversionError, DatasetError, known_names
+from mobileprune.records import Variant
+from mobileprune.tflite_graph import TfliteGraph, read_graph
+
+# What litert-quantizer raises on graphs and ranges that it cannot work with.
+REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
+
+Ranges = dict[str, Any]
+"""Tensor name → its smallest and largest value on the calibration data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a file is quantized.
+
+    Attributes:
+        name: as in file names and the manifest.
+        description: for people, one clause.
+        needs_calibration: whether ranges of activations must be measured first.
+        integer_io: whether the file takes and answers int8 in place of float32.
+    """
+
+    name: str
+    description: str
+    needs_calibration: bool = False
+    integer_io: bool = False
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe("float32", "as converted"),
+            Recipe("float16", "weights stored in 16 bits, computed in float32"),
+            Recipe("dynamic_int8", "int8 weights; activations quantized as they come"),
+            Recipe("int8", "int8 weights, activations, input and output", needs_calibration=True, integer_io=True),
+            Recipe("int8_float_io", "int8 inside, float32 input and output", needs_calibration=True),
+        )
+    }
+)
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConversionError: there is none; the known ones are listed.
+    """
+    if name not in RECIPES:
+        raise ConversionError(f"There is no recipe {name!r}. Known: {known_names(RECIPES)}.")
+    return RECIPES[name]
+
+
+def make_variants(
+    content: bytes, recipes: Sequence[str], calibration: Any | None = None, name: str = "model"
+) -> list[Variant]:
+    """Every recipe's variant of one float flatbuffer, in the order of `recipes`. Ranges are measured once for all.
+
+    Args:
+        content: a float32 `.tflite` with dense weights.
+        recipes: names from `RECIPES`.
+        calibration: see `calibrate`; needed if one of the recipes needs it.
+        name: what the variants' `model` is.
+
+    Raises:
+        ConversionError: an unknown recipe, no calibration data for a recipe that needs some, or the quantizer refuses
+            the graph. Nothing is made before the names and the data have been checked.
+        DatasetError: the calibration data cannot be meant; see `calibrate`.
+
+    Example:
+        >>> make_variants(content, ["float32", "dynamic_int8"])  # doctest: +SKIP
+        [Variant(model='model', recipe='float32'), Variant(model='model', recipe='dynamic_int8')]
+    """
+    needing = check_recipes(recipes, calibration)
+    ranges = calibrate(content, calibration) if needing else None
+    return [Variant(model=name, recipe=recipe, content=quantize(content, recipe, ranges)) for recipe in recipes]
+
+
+def check_recipes(recipes: Sequence[str], calibration: Any | None) -> list[str]:
+    """The recipes among `recipes` that need calibration; refuses unknown names, and such recipes without data."""
+    needing = [name for name in recipes if recipe_named(name).needs_calibration]
+    if needing and calibration is None:
+        raise ConversionError(
+            f"Recipe {needing[0]!r} needs calibration data to measure the range of every activation. "
+            "Give calibration=, about 100 training images preprocessed as for the model."
+        )
+    return needing
+
+
+def calibrate(content: bytes, calibration: Any) -> Ranges:
+    """The smallest and largest value of every tensor of a float flatbuffer over the calibration data.
+
+    The runtime's own profiler measures them, and the extremes over all images count. litert-quantizer's default, a
+    moving average over steps, starts from the first step and hardly leaves it: on a small convnet with 100 images, one
+    a step, it cost 15 dB of the outputs' signal-to-noise ratio against the extremes (25 in place of 40), and the answer
+    depended on the order of the images.
+
+    Args:
+        content: a float32 `.tflite` with one input.
+        calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of such batches; of a batch
+            that is a tuple (images, labels) the images are used. 100 images of all classes are usual.
+
+    Returns:
+        What `quantize` takes as `ranges`.
+
+    Raises:
+        DatasetError: no images, another dtype or shape than the input's, NaN or infinity, or one value everywhere; the
+            message has the figure that shows it.
+        ConversionError: the runtime cannot run the file.
+    """
+    graph = read_graph(content)
+    signature, argument, shape = _only_input(graph)
+    from litert_quantizer import calibrator
+    from litert_quantizer.utils import qsv_utils
+
+    images = 0
+    smallest, largest = np.inf, -np.inf
+    with captured_noise() as said:
+        try:
+            measuring = calibrator.Calibrator(
+                content,
+                num_threads=os.cpu_count() or 1,
+                mode=calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
+                qsv_update_func=qsv_utils.min_max_update,
+            )
+        except REFUSALS as error:
+            raise ConversionError(f"The runtime cannot load the float file: {described(error, said())}") from error
+        for batch in _batches(calibration):
+            _check_batch(batch, shape, images)
+            if not len(batch):
+                continue
+            # In the file's own batch: with another, fixed reshapes inside the graph fail at allocation.
+            for start in range(0, len(batch), max(1, shape[0])):
+                chosen = np.minimum(np.arange(start, start + max(1, shape[0])), len(batch) - 1)
+                step = {signature: [{argument: batch[chosen]}]}
+                try:
+                    measuring.calibrate(step, None, cache_output=True)  # the profiler needs no recipe
+                except REFUSALS as error:
+                    raise ConversionError(f"The float file cannot be run: {described(error, said())}") from error
+                # The profiler passes over NaN in silence; it shows in the outputs.
+                for name, output in measuring.get_cached_output()[0].items():
+                    if not np.isfinite(output).all():
+                        raise ConversionError(_not_finite(name, images + start))
+                measuring.clear_cached_output()
+            images += len(batch)
+            smallest, largest = min(smallest, float(batch.min())), max(largest, float(batch.max()))
+    if not images:
+        raise DatasetError("The calibration data holds no images. Give about 100.")
+    if smallest == largest:
+        raise DatasetError(
+            f"All {images} calibration images hold the one value {smallest:g}: they tell no range. Give real images."
+        )
+    ranges: Ranges = measuring.get_model_qsvs()
+    for tensor, extremes in ranges.items():
+        if not (np.isfinite(extremes["min"]).all() and np.isfinite(extremes["max"]).all()):
+            raise ConversionError(_not_finite(tensor, 0))
+    return ranges
+
+
+def _not_finite(tensor: str, image: int) -> str:
+    return (
+        f"On the calibration images from number {image} on, the model computes NaN or infinity in {tensor!r}. "
+        "Check its weights and the scale of its input."
+    )
+
+
+def quantize(content: bytes, recipe: str, ranges: Ranges | None = None) -> bytes:
+    """One recipe's version of a float flatbuffer.
+
+    Args:
+        content: a float32 `.tflite` with dense weights.
+        recipe: a name from `RECIPES`.
+        ranges: what `calibrate` measured, for recipes that need it.
+
+    Raises:
+        ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float.
+    """
+    chosen = recipe_named(recipe)
+    if chosen.needs_calibration and ranges is None:
+        check_recipes([recipe], None)
+    graph = read_graph(content)
+    if "DENSIFY" in graph.histogram() and recipe != "float32":
+        raise ConversionError(
+            f"The file stores sparse weights (DENSIFY), which recipe {recipe!r} cannot read. Quantize the dense file."
+        )
+    if recipe == "float32":
+        return content
+    from litert_quantizer import quantizer
+
+    with captured_noise() as said:
+        try:
+            rewriting = quantizer.Quantizer(content, _instructions(recipe))
+            result = rewriting.quantize(
+                ranges if chosen.needs_calibration else None, enable_progress_bar=False, enable_progress_report=False
+            )
+        except REFUSALS as error:
+            raise ConversionError(f"Recipe {recipe!r} was refused: {described(error, said())}") from error
+    quantized = bytes(result.quantized_model)
+    if chosen.integer_io:
+        _check_integer_io(read_graph(quantized), recipe)
+    return quantized
+
+
+def _instructions(recipe: str) -> Any:
+    """The recipe in litert-quantizer's own terms."""
+    from litert_quantizer import qtyping, recipe_manager
+    from litert_quantizer.algorithm_manager import AlgorithmName
+    from litert_quantizer.recipe import dynamic_wi8_afp32, static_wi8_ai8
+
+    everything, operation = ".*", qtyping.TFLOperationName
+    if recipe == "dynamic_int8":
+        return dynamic_wi8_afp32()
+    manager = recipe_manager.RecipeManager()
+    if recipe == "float16":
+        stored = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        config = qtyping.OpQuantizationConfig(
+            weight_tensor_config=stored, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
+        )
+        manager.add_quantization_config(everything, operation.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
+        return manager.get_quantization_recipe()
+    manager.load_quantization_recipe(static_wi8_ai8())
+    if not RECIPES[recipe].integer_io:
+        for edge in (operation.INPUT, operation.OUTPUT):
+            manager.add_quantization_config(everything, edge, None, AlgorithmName.NO_QUANTIZE)
+    return manager.get_quantization_recipe()
+
+
+def _check_integer_io(graph: TfliteGraph, recipe: str) -> None:
+    for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
+        for tensor in tensors:
+            if tensor.dtype != "INT8":
+                ops = known_names(sorted({op.name for op in graph.float_ops()}))
+                raise ConversionError(
+                    f"Recipe {recipe!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops have no "
+                    f"int8 kernel: {ops}. Use 'int8_float_io'."
+                )
+
+
+def _only_input(graph: TfliteGraph) -> tuple[str, str, tuple[int, ...]]:
+    """Signature, argument name and shape of a graph's one input."""
+    for signature, arguments in graph.signatures.items():
+        if len(arguments) == 1:
+            argument, index = next(iter(arguments.items()))
+            return signature, argument, graph.tensors[index].shape
+    raise ConversionError(
+        f"Calibration feeds one input through a signature; this file has {len(graph.inputs)} inputs and "
+        f"{len(graph.signatures)} signatures."
+    )
+
+
+def _batches(calibration: Any) -> Iterator[np.ndarray]:
+    if hasattr(calibration, "ndim"):
+        yield np.asarray(calibration)
+        return
+    if not isinstance(calibration, Iterable):
+        raise DatasetError(f"Calibration data of type {type(calibration).__name__} is neither an array nor batches.")
+    for batch in calibration:
+        yield np.asarray(batch[0] if isinstance(batch, tuple) else batch)
+
+
+def _check_batch(batch: np.ndarray, shape: tuple[int, ...], before: int) -> None:
+    if batch.dtype != np.float32:
+        raise DatasetError(
+            f"The calibration images are {batch.dtype}, not float32. Preprocess them as for the model "
+            "(an unscaled image makes ranges that clip every real one)."
+        )
+    if batch.shape[1:] != shape[1:] or batch.ndim != len(shape):
+        raise DatasetError(
+            f"The calibration batch has shape {batch.shape}, but the model takes (N, {', '.join(map(str, shape[1:]))})."
+        )
+    wrong = ~np.isfinite(batch).reshape(len(batch), int(np.prod(batch.shape[1:])))
+    if wrong.any():
+        image = int(np.argmax(wrong.any(axis=1)))
+        raise DatasetError(
+            f"Calibration image {before + image} holds {int(wrong[image].sum())} values that are NaN or infinite "
+            f"({int(wrong.any(axis=1).sum())} such images in its batch). Remove it."
+        )
+
+
+@contextlib.contextmanager
+def captured_noise() -> Iterator[Callable[[], str]]:
+    """Keeps what C++ and Python write to stdout and stderr from the terminal; yields what tells its last lines.
+
+    The converter, the runtime and litert-quantizer print start-up notes and progress bars that no level or flag turns
+    off; they go to file descriptors, so replacing `sys.stderr` is not enough. What other threads print meanwhile is
+    kept away, too: a live progress display misses some redraws and catches up afterwards.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(number) for number in (1, 2)]
+    with tempfile.TemporaryFile() as file:
+
+        def said() -> str:
+            file.flush()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2000))
+            lines = file.read().decode(errors="replace").splitlines()
+            return " | ".join(line.strip() for line in lines[-3:] if line.strip())
+
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield said
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def described(error: BaseException, said: str = "") -> str:
+    """A foreign error on one line, with what was printed before it."""
+    lines = " ".join(f"{error or type(error).__name__} {said}".split())
+    return lines if len(lines) <= 600 else f"{lines[:300]} … {lines[-300:]}"

@@ -1,0 +1,177 @@
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import numpy as np
+import pytest
+from tiny_models import CLASSES, SIZE, images, reference, shared_convnet, variants
+
+from mobileprune.errors import InterpreterError
+from mobileprune.recipes import calibrate, quantize
+from mobileprune.tflite_runner import CHUNK, TfliteRunner
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where temporary files go; empty again at the end."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    yield tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def gone(pid: int) -> bool:
+    """Neither running nor a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("count", [1, CHUNK, CHUNK + 1])
+def test_outputs_are_those_of_the_model(temporary, count):
+    with TfliteRunner(variants()["float32"].content) as runner:
+        outputs = runner.run(images(256, seed=7)[:count])
+        pid = runner.pid
+    assert outputs.dtype == np.float32
+    assert outputs.shape == (count, CLASSES)
+    np.testing.assert_allclose(outputs, reference()[:count], atol=1e-4)
+    assert gone(pid)
+
+
+def test_an_integer_file_is_fed_and_read_in_its_own_scale(tmp_path):
+    path = variants()["int8"].save(tmp_path / "a.tflite")
+    with TfliteRunner(path, threads=2) as runner:
+        outputs = runner.run(images(256, seed=7))
+        facts = runner.facts
+    assert facts.inputs[0].dtype == facts.outputs[0].dtype == "int8"
+    assert facts.inputs[0].shape == (1, SIZE, SIZE, 3)
+    steps = outputs / facts.outputs[0].scale
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3)
+    assert np.std(outputs - reference()) < 0.1 * np.std(reference())
+
+
+def test_a_fixed_batch_is_filled():
+    from mobileprune.convert import to_float_flatbuffer
+
+    content = to_float_flatbuffer(shared_convnet(), batch=4)
+    with TfliteRunner(content) as runner:
+        outputs = runner.run(images(256, seed=7)[:7])
+    np.testing.assert_allclose(outputs, reference()[:7], atol=1e-4)
+
+
+def test_facts_and_times():
+    with TfliteRunner(variants()["float32"].content) as runner:
+        assert runner.facts.first_ms is None
+        times = runner.time(images(1)[0], runs=5)
+        facts = runner.facts
+    assert times.shape == (5,)
+    assert (times > 0).all()
+    assert facts.runtime.startswith("LiteRT 2")
+    assert facts.accelerator == "XNNPACK"
+    assert facts.init_ms > 0
+    assert facts.first_ms > 0
+    assert 0 < facts.peak_memory_bytes < 200e6
+
+
+def test_several_outputs_need_run_all():
+    import keras
+
+    from mobileprune.convert import to_float_flatbuffer
+
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, [keras.layers.Flatten()(inputs), inputs * 2.0])
+    batch = np.arange(48, dtype=np.float32).reshape(3, 4, 4, 1)
+    with TfliteRunner(to_float_flatbuffer(model), name="two.tflite") as runner:
+        outputs = {output.shape: output for output in runner.run_all(batch)}
+        with pytest.raises(InterpreterError, match=r"two.tflite has 2 outputs"):
+            runner.run(batch)
+    np.testing.assert_array_equal(outputs[3, 16], batch.reshape(3, 16))
+    np.testing.assert_array_equal(outputs[3, 4, 4, 1], batch * 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (np.zeros((2, SIZE, SIZE, 3), np.uint8), "uint8, not float32"),
+        (np.zeros((0, SIZE, SIZE, 3), np.float32), "no images"),
+        (np.zeros((2, SIZE, SIZE, 1), np.float32), r"takes input of shape \(1, 16, 16, 3\)"),
+        (np.full((2, SIZE, SIZE, 3), np.nan, np.float32), "image 0 holds NaN"),
+    ],
+)
+def test_wrong_images_are_refused_and_the_worker_goes_on(wrong, message):
+    with TfliteRunner(variants()["float32"].content, name="a.tflite") as runner:
+        with pytest.raises(InterpreterError, match=f"a.tflite.*{message}"):
+            runner.run(wrong)
+        assert len(runner.run(images(1))) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x1c\0\0\0TFL3" + bytes(200)])
+def test_rubbish_in_place_of_a_file(temporary, content):
+    with pytest.raises(InterpreterError, match=r"x\.tflite"), TfliteRunner(content, name="x.tflite"):
+        pass
+
+
+def test_a_truncated_file_and_a_missing_one(temporary):
+    content = variants()["float32"].content
+    with pytest.raises(InterpreterError), TfliteRunner(content[: len(content) // 2]):
+        pass
+    with pytest.raises(InterpreterError, match="is not a file"), TfliteRunner(temporary / "none.tflite"):
+        pass
+
+
+def test_a_file_that_crashes_the_runtime_is_an_error(temporary):
+    """Ranges of NaN make a file that XNNPACK does not survive."""
+    content = variants()["float32"].content
+    ranges = calibrate(content, images(8))
+    for name in [name for name in ranges if "relu" in name.lower()]:
+        ranges[name] = {"min": np.array([np.nan]), "max": np.array([np.nan])}
+    broken = quantize(content, "int8", ranges)
+    with pytest.raises(InterpreterError, match=r"nan\.tflite"), TfliteRunner(broken, name="nan.tflite") as runner:
+        runner.run(images(1))
+
+
+def test_a_killed_worker_is_an_error_that_names_the_signal(temporary):
+    with TfliteRunner(variants()["float32"].content, name="a.tflite") as runner:
+        pid = runner.pid
+        killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(InterpreterError, match=r"a\.tflite crashed its interpreter with SIGKILL"):
+            runner.time(images(1), runs=50_000_000)
+        killer.join()
+        assert gone(pid)
+        with pytest.raises(InterpreterError, match="not loaded"):
+            runner.run(images(1))
+
+
+def test_a_hung_worker_is_stopped(temporary):
+    with TfliteRunner(variants()["float32"].content, timeout_s=2, name="a.tflite") as runner:
+        pid = runner.pid
+        os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(InterpreterError, match=r"a\.tflite did not answer 'run' within 2 s"):
+            runner.run(images(256))
+    assert time.monotonic() - begin < 30
+    assert gone(pid)
+
+
+def test_rubbish_from_the_worker_is_an_error_with_what_it_said(temporary, monkeypatch):
+    code = "import sys; sys.stderr.write('INFO: Created TensorFlow Lite XNNPACK delegate\\nboom\\n'); print('hello')"
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", code], **options))
+    with (
+        pytest.raises(InterpreterError, match=r"x\.tflite .*It said: boom$"),
+        TfliteRunner(variants()["float32"].content, name="x.tflite"),
+    ):
+        pass
+
+
+def test_the_working_directory_cannot_shadow_modules(tmp_path, monkeypatch):
+    (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    with TfliteRunner(variants()["float32"].content) as runner:
+        assert len(runner.run(images(1))) == 1
