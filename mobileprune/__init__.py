@@ -1,1 +1,57 @@
-"""Takes a Keras model to a small, fast, verified `.tflite` on an Android phone."""
+"""Takes a Keras model to a small, fast, verified `.tflite` on an Android phone.
+
+Names are imported when they are first used, so that `import mobileprune` does not wait for TensorFlow.
+"""
+
+import importlib
+import sys
+import types
+from typing import Any
+
+_HOMES = {
+    "data": ("Dataset", "Split", "default_preprocess", "load_dataset"),
+    "models": ("build_model", "gives_probabilities", "input_contract", "is_model_file", "load_model", "short_name"),
+    "train": ("TrainSettings", "recalibrate", "set_seed", "train", "validate"),
+    "schedules": ("ConstantSparsity", "PolynomialDecay", "PruningSchedule"),
+    "sparsify": (
+        *("PruneLowMagnitude", "UpdatePruningStep", "hold_zeros", "prune_low_magnitude", "sparsity", "strip_pruning"),
+    ),
+    "channel_groups": ("ChannelGroup", "channel_groups"),
+    "plan": ("PruningPlan", "plan_channels"),
+    "surgery": ("narrower", "prune_channels"),
+    "inspect": ("layer_facts", "model_facts"),
+    "convert": ("convert",),
+    "verify": ("verify",),
+    "evaluate": ("evaluate",),
+    "benchmark": ("benchmark",),
+    "recommend": ("Limits", "meets", "recommend"),
+    "manifest": ("read_manifest", "write_manifest"),
+    "records": ("Latency", "Manifest", "Preprocess", "Stage", "Variant", "Verification"),
+    "run": ("Run", "Task"),
+    "errors": ("MobilePruneError",),
+    "noise": ("quiet_tensorflow",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'mobileprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mobileprune.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(types.ModuleType):
+    """Python binds a submodule to its package when it is imported; `mp.convert` must stay the function it names."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if _HOME_OF.get(name) == name and isinstance(value, types.ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -6,20 +6,19 @@ This is the only module that builds a TFLiteConverter.
 import logging
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+import keras
 
 from mobileprune.errors import ConversionError, ModelError
-from mobileprune.recipes import captured_noise, check_recipes, described, make_variants
+from mobileprune.graph import check_finite
+from mobileprune.noise import captured_noise, described
+from mobileprune.recipes import check_recipes, make_variants
 from mobileprune.records import Variant
-
-if TYPE_CHECKING:
-    import keras
 
 
 def convert(
-    model: "keras.Model",
+    model: Any,
     recipes: Sequence[str] = ("float32",),
     calibration: Any | None = None,
     name: str = "model",
@@ -50,7 +49,7 @@ def convert(
     return make_variants(to_float_flatbuffer(model), recipes, calibration, name)
 
 
-def to_float_flatbuffer(model: "keras.Model", *, batch: int | None = 1) -> bytes:
+def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
     """The float32 `.tflite` of a Keras 3 model, traced in inference mode.
 
     Args:
@@ -66,8 +65,6 @@ def to_float_flatbuffer(model: "keras.Model", *, batch: int | None = 1) -> bytes
     # TensorFlow reads its log level when it is imported; where that is still to come, this keeps it quiet.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with captured_noise() as said:
-        # Inside the function: importing mobileprune must not cost the seconds that TensorFlow takes.
-        import keras
         import tensorflow as tf
 
         if keras.backend.backend() != "tensorflow":
@@ -103,23 +100,7 @@ def to_float_flatbuffer(model: "keras.Model", *, batch: int | None = 1) -> bytes
             logger.setLevel(level)
 
 
-def check_finite(model: "keras.Model") -> None:
-    """Refuses a model with NaN or infinite weights, naming the first such weight by its path.
-
-    Raises:
-        ModelError: with how many of its values are not finite.
-    """
-    for variable in model.variables:
-        values = np.asarray(variable.value)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            wrong = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
-            raise ModelError(
-                f"Weight {variable.path!r} holds {wrong} values that are NaN or infinite, of {values.size}. "
-                "Train again with a lower learning rate, or go back to an earlier checkpoint."
-            )
-
-
-def _specifications(model: "keras.Model", batch: int | None) -> list[Any]:
+def _specifications(model: Any, batch: int | None) -> list[Any]:
     import tensorflow as tf
 
     inputs = getattr(model, "inputs", None)

@@ -6,7 +6,7 @@ otherwise train; the test images are never part of them.
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +223,11 @@ class Dataset:
     test: Split
     skipped: tuple[Skipped, ...]
     source: str
+
+    def limited(self, images: int) -> "Dataset":
+        """The same dataset with at most the first `images` images of each split; classes take turns, so all stay."""
+        splits = (self.train, self.validation, self.calibration, self.test)
+        return replace(self, **{split.name: replace(split, labels=split.labels[:images]) for split in splits})
 
 
 def dataset_names() -> tuple[str, ...]:

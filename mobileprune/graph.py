@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from mobileprune.errors import ModelError
 
@@ -70,6 +71,22 @@ def inline_nested(model: Any) -> Any:
         return keras.Model(inputs, outputs, name=model.name)
     except ValueError as error:
         raise ModelError(f"The models nested in {model.name!r} cannot be joined: {error}") from error
+
+
+def check_finite(model: Any) -> None:
+    """Refuses a model with NaN or infinite weights, naming the first such weight by its path.
+
+    Raises:
+        ModelError: with how many of its values are not finite.
+    """
+    for variable in model.variables:
+        values = np.asarray(variable.value)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            wrong = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
+            raise ModelError(
+                f"Weight {variable.path!r} holds {wrong} values that are NaN or infinite, of {values.size}. "
+                "Train again with a lower learning rate, or go back to an earlier checkpoint."
+            )
 
 
 def _same_input(tensor: Any) -> Any:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import ModelError, known_names
-from mobileprune.graph import functional_graph, inline_nested
+from mobileprune.graph import check_finite, functional_graph, inline_nested
 from mobileprune.records import Preprocess
 
 layers = keras.layers
@@ -72,7 +72,7 @@ def model_names() -> tuple[str, ...]:
     return (DEFAULT_MODEL, *_applications())
 
 
-def is_file(name: str) -> bool:
+def is_model_file(name: str) -> bool:
     """Whether `--model` names a file rather than an architecture."""
     return Path(name).suffix in {".keras", ".h5"}
 
@@ -84,7 +84,7 @@ def short_name(name: str) -> str:
         >>> short_name("models/My Net.keras")
         'my_net'
     """
-    return re.sub(r"[^a-z0-9]+", "_", (Path(name).stem if is_file(name) else name).lower()).strip("_")
+    return re.sub(r"[^a-z0-9]+", "_", (Path(name).stem if is_model_file(name) else name).lower()).strip("_")
 
 
 def load_model(path: str | Path) -> Any:
@@ -104,16 +104,8 @@ def load_model(path: str | Path) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"Cannot load {path}: {type(error).__name__}: {reason}") from error
     functional_graph(model)
-    check_finite(model, str(path))
+    check_finite(model)
     return inline_nested(model)
-
-
-def check_finite(model: Any, name: str) -> None:
-    """Raises ModelError naming the first weight with a NaN or an infinity."""
-    for variable in model.variables:
-        values = np.asarray(variable)
-        if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            raise ModelError(f"{name}: the weight {variable.path!r} holds NaN or infinity. Nothing can be made of it.")
 
 
 def input_contract(name: str, default: Preprocess, weights: str | None = None, model: Any = None) -> Preprocess:

@@ -5,19 +5,16 @@ a second. Integer arithmetic and ranges follow Jacob et al., "Quantization and T
 Integer-Arithmetic-Only Inference", CVPR 2018; weights of convolutions and dense layers have one scale per channel.
 """
 
-import contextlib
 import dataclasses
 import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mobileprune.errors import ConversionError, DatasetError, known_names
+from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
 from mobileprune.tflite_graph import TfliteGraph, read_graph
 
@@ -294,43 +291,3 @@ def _check_batch(batch: np.ndarray, shape: tuple[int, ...], before: int) -> None
             f"Calibration image {before + image} holds {int(wrong[image].sum())} values that are NaN or infinite "
             f"({int(wrong.any(axis=1).sum())} such images in its batch). Remove it."
         )
-
-
-@contextlib.contextmanager
-def captured_noise() -> Iterator[Callable[[], str]]:
-    """Keeps what C++ and Python write to stdout and stderr from the terminal; yields what tells its last lines.
-
-    The converter, the runtime and litert-quantizer print start-up notes and progress bars that no level or flag turns
-    off; they go to file descriptors, so replacing `sys.stderr` is not enough. What other threads print meanwhile is
-    kept away, too: a live progress display misses some redraws and catches up afterwards.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(number) for number in (1, 2)]
-    with tempfile.TemporaryFile() as file:
-
-        def said() -> str:
-            file.flush()
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 2000))
-            lines = file.read().decode(errors="replace").splitlines()
-            return " | ".join(line.strip() for line in lines[-3:] if line.strip())
-
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield said
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, copy in zip((1, 2), saved, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
-
-
-def described(error: BaseException, said: str = "") -> str:
-    """A foreign error on one line, with what was printed before it."""
-    lines = " ".join(f"{error or type(error).__name__} {said}".split())
-    return lines if len(lines) <= 600 else f"{lines[:300]} … {lines[-300:]}"

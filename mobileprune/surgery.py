@@ -13,8 +13,8 @@ import numpy as np
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.channel_ids import ChannelIds, Weight
 from mobileprune.errors import PlanError
-from mobileprune.graph import clone
-from mobileprune.plan import PruningPlan
+from mobileprune.graph import clone, same_layer
+from mobileprune.plan import PruningPlan, plan_channels
 
 # The configuration entries that hold a layer's number of output channels.
 _WIDTHS = ("filters", "units")
@@ -45,6 +45,20 @@ def prune_channels(model: Any, plan: PruningPlan) -> Any:
     for name, layer in graph.ids.layers.items():
         _transfer(layer, new_ids.layers[name], graph.ids, new_ids)
     return smaller
+
+
+def narrower(model: Any, macs: int) -> Any:
+    """The same architecture, all groups alike narrower, with fresh weights: what a pruned model has to beat.
+
+    Args:
+        model: a built Sequential or functional model; not changed.
+        macs: multiply-accumulates that the result may have at most.
+
+    Raises:
+        PlanError: no width is that cheap.
+    """
+    plan = plan_channels(model, macs=float(macs), scope="local", importance="random", round_to=1)
+    return clone(prune_channels(model, plan), same_layer)
 
 
 def _removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:

@@ -99,17 +99,22 @@ def train(
     return model
 
 
+def set_seed(seed: int) -> None:
+    """Seeds everything that draws: fresh weights, dropout, NumPy and Python."""
+    keras.utils.set_random_seed(seed)
+
+
 def compile_classifier(model: Any, learning_rate: Any = 1e-3) -> None:
     """Gives a classifier Adam and cross-entropy on logits or probabilities, whichever it ends in."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
     model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
 
 
-def accuracy(model: Any, split: Any) -> float:
-    """Share of a split's images that the Keras model classifies right."""
+def validate(model: Any, dataset: Dataset) -> float:
+    """Share of the validation split that the Keras model classifies right, 0 to 1."""
     right = total = 0
-    for images, labels in split.batches(256):
-        right += int(np.sum(np.argmax(model.predict_on_batch(images), axis=-1) == np.asarray(labels)))
+    for images, labels in dataset.validation.numpy_batches(256):
+        right += int(np.sum(np.argmax(model.predict_on_batch(images), axis=-1) == labels))
         total += len(labels)
     return right / total
 

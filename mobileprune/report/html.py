@@ -1,0 +1,72 @@
+"""A run's manifest as `report.html`: one file, no network, readable on a phone and in print."""
+
+import io
+from pathlib import Path
+
+import jinja2
+
+from mobileprune.files import write_bytes
+from mobileprune.recommend import baseline_of, measured
+from mobileprune.records import Manifest, VariantRecord
+from mobileprune.report.markdown import table_head, table_row
+from mobileprune.report.words import comparison_with_control, goals, percent
+
+FILE = "report.html"
+_MARKERS = {"float32": "o", "float16": "s", "dynamic_int8": "^", "int8": "D"}
+
+
+def write_html(folder: Path, manifest: Manifest) -> Path:
+    """Writes `report.html` and returns its path."""
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("mobileprune.report", ""), autoescape=True)
+    baseline = baseline_of(manifest.variants)
+    timed = [entry for entry in manifest.variants if entry.latency]
+    plots = [plot(manifest, list(manifest.variants), [entry.bytes / 1000 for entry in manifest.variants], "size, kB")]
+    if timed:
+        plots.append(plot(manifest, timed, [entry.latency[0].p50_ms for entry in timed], "latency on this host, ms"))
+    text = environment.get_template("report.html.jinja").render(
+        manifest=manifest,
+        head=table_head(manifest),
+        rows=[table_row(entry, baseline) for entry in manifest.variants],
+        recommended=set(manifest.recommended.values()),
+        goals=goals(manifest),
+        control=comparison_with_control(manifest).replace("**", ""),
+        plots=plots,
+        percent=percent,
+    )
+    return write_bytes(folder / FILE, text.encode())
+
+
+def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], cost_name: str) -> str:
+    """Accuracy against a cost as an SVG element; one colour a model, one marker a recipe."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    models = list(dict.fromkeys(entry.model for entry in manifest.variants))
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mobileprune", "font.family": "sans-serif"}):
+        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        for entry, cost in zip(entries, costs, strict=True):
+            axes.plot(
+                cost,
+                100 * measured(entry),
+                _MARKERS.get(entry.recipe, "x"),
+                color=f"C{models.index(entry.model)}",
+                markersize=8,
+                alpha=0.8,
+            )
+        handles = [plt.Line2D([], [], color=f"C{at}", linewidth=4, label=model) for at, model in enumerate(models)]
+        handles += [
+            plt.Line2D([], [], color="gray", marker=_MARKERS.get(recipe, "x"), linestyle="", label=recipe)
+            for recipe in dict.fromkeys(entry.recipe for entry in entries)
+        ]
+        axes.legend(handles=handles, fontsize="small")
+        axes.set_xscale("log")
+        axes.set_xlabel(cost_name)
+        axes.set_ylabel("test accuracy, %" if entries[0].accuracy is not None else "top-1 agreement, %")
+        axes.grid(alpha=0.3, which="both")
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        plt.close(figure)
+    drawing = file.getvalue()
+    return drawing[drawing.index("<svg") :]

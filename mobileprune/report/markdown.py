@@ -1,0 +1,55 @@
+"""A run's manifest as `report.md`, and its table for the terminal."""
+
+from pathlib import Path
+
+import jinja2
+
+from mobileprune.files import write_bytes
+from mobileprune.recommend import baseline_of, measured
+from mobileprune.records import Manifest, VariantRecord
+from mobileprune.report.words import comparison_with_control, goals, milliseconds, percent, size, versus
+
+FILE = "report.md"
+
+
+def table_head(manifest: Manifest) -> tuple[str, ...]:
+    """The columns of the variants' table."""
+    labelled = any(entry.accuracy is not None for entry in manifest.variants)
+    return (
+        *("file", "size", "smaller", "gzip", "accuracy" if labelled else "agreement", "change"),
+        *("latency", "of base", "MACs", "zeros"),
+    )
+
+
+def table_row(entry: VariantRecord, baseline: VariantRecord) -> tuple[str, ...]:
+    """One variant's cells, in the order of `table_head`."""
+    time = entry.latency[0] if entry.latency else None
+    return (
+        entry.file,
+        size(entry.bytes),
+        f"{baseline.bytes / entry.bytes:.1f}×",
+        size(entry.gzip_bytes),
+        percent(measured(entry)),
+        f"{100 * (measured(entry) - measured(baseline)):+.1f}",
+        milliseconds(time.p50_ms) if time else "failed",
+        versus(time) if time else "",
+        f"{entry.macs / 1e6:.3g} M",
+        f"{entry.sparsity:.0%}",
+    )
+
+
+def write_markdown(folder: Path, manifest: Manifest) -> Path:
+    """Writes `report.md` and returns its path."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mobileprune.report", ""), trim_blocks=True, lstrip_blocks=True
+    )
+    baseline = baseline_of(manifest.variants)
+    text = environment.get_template("report.md.jinja").render(
+        manifest=manifest,
+        head=table_head(manifest),
+        rows=[table_row(entry, baseline) for entry in manifest.variants],
+        goals=goals(manifest),
+        control=comparison_with_control(manifest),
+        percent=percent,
+    )
+    return write_bytes(folder / FILE, text.encode())

@@ -1,0 +1,157 @@
+"""One run's folder: what is finished stays finished, and a killed run goes on in the stage that it was in.
+
+A stage's result is written when it is complete, and atomically; a stage whose result is there is not run again.
+"""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mobileprune.errors import OutputError
+from mobileprune.files import read_json, write_bytes, write_json
+from mobileprune.progress import Progress
+from mobileprune.records import Json, Stage, Variant
+from mobileprune.train import load_checkpoint, save_checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a running stage may use.
+
+    Attributes:
+        folder: its own folder below `checkpoints/`, for what it must remember when it is killed.
+        advance: tells the progress bar how many of the stage's steps are done.
+        note: shows a few words beside the bar.
+    """
+
+    folder: Path
+    advance: Callable[[int], None]
+    note: Callable[[str], None]
+
+
+class Run:
+    """A run's folder and the stages done in it.
+
+    Args:
+        out_dir: the run's folder, made if needed.
+        settings: everything that results depend on, as JSON types. A folder that holds a run with other settings is
+            refused.
+        steps: for each stage of this run, in order, about how long it takes in any one unit; training steps do.
+        overwrite: throw away what an earlier run left in `checkpoints/`.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds another run.
+    """
+
+    def __init__(
+        self, out_dir: Path, settings: Mapping[str, Any], steps: Mapping[str, int], overwrite: bool = False
+    ) -> None:
+        self.out_dir = out_dir
+        self.checkpoints = out_dir / "checkpoints"
+        self.stages: list[Stage] = []
+        self._steps = dict(steps)
+        if overwrite and self.checkpoints.exists():
+            shutil.rmtree(self.checkpoints)
+        self._claim(dict(settings))
+        self.progress = Progress(self._steps)
+
+    def model(self, name: str, make: Callable[[Task], Any], measure: Callable[[Any], Json]) -> Any:
+        """The model that `make` makes, or the one that an earlier run with these settings kept.
+
+        Args:
+            name: the stage, and the model's name (`base`, `s80`, …).
+            make: does the work.
+            measure: what the stage's record says of the model: fields of `Stage`.
+        """
+        kept = self.checkpoints / f"{name}.keras"
+        made: list[Any] = []
+
+        def work(task: Task) -> Json:
+            model = make(task)
+            facts = measure(model)
+            save_checkpoint(model, kept)
+            made.append(model)
+            return facts
+
+        self._stage(name, work)
+        return made[0] if made else load_checkpoint(kept)
+
+    def facts(self, name: str, make: Callable[[Task], Json]) -> Json:
+        """The JSON that `make` returns, or what an earlier run kept of it."""
+        kept = self.checkpoints / f"{name}.json"
+
+        def work(task: Task) -> Json:
+            write_json(kept, make(task))
+            return {}
+
+        self._stage(name, work)
+        result: Json = read_json(kept)
+        return result
+
+    def keep_variant(self, variant: Variant, file: str) -> None:
+        """Keeps a variant's bytes beside the checkpoints until it has been verified."""
+        write_bytes(self.checkpoints / "variants" / file, variant.content)
+
+    def kept_variant(self, model: str, recipe: str, file: str) -> Variant:
+        """What `keep_variant` kept."""
+        path = self.checkpoints / "variants" / file
+        try:
+            return Variant(model, recipe, path.read_bytes())
+        except OSError as error:
+            raise OutputError(f"Cannot read {path}: {error.strerror}. Run again with --overwrite.") from error
+
+    def _stage(self, name: str, work: Callable[[Task], Json]) -> None:
+        done = self.checkpoints / f"{name}.done.json"
+        folder = self.checkpoints / f"{name}.partial"
+        if done.exists():
+            stage = Stage.from_json(read_json(done))
+            self.progress.skip(name)
+        else:
+            clock = _Clock(folder / "seconds.json")
+
+            def advance(step: int) -> None:
+                clock.keep()
+                self.progress.advance(name, step)
+
+            self.progress.start(name)
+            facts = work(Task(folder, advance, self.progress.note))
+            stage = Stage(name=name, seconds=round(clock.seconds(), 3), **facts)
+            write_json(done, stage.to_json())
+            shutil.rmtree(folder)
+            self.progress.finish(stage)
+        self.stages.append(stage)
+
+    def _claim(self, settings: Json) -> None:
+        known = self.checkpoints / "settings.json"
+        if known.exists():
+            before = read_json(known)
+            changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
+            if changed:
+                name = changed[0]
+                raise OutputError(
+                    f"{self.out_dir} holds a run with {name}={before.get(name)!r}, not {settings.get(name)!r}. "
+                    "Choose another --out_dir, or start it again with --overwrite."
+                )
+            return
+        write_json(known, settings)
+
+
+class _Clock:
+    """Seconds spent on a stage, those of killed runs included as far as they were kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = float(read_json(path)) if path.exists() else 0.0
+        self._started = self._kept = time.monotonic()
+        write_json(path, self._before)
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def keep(self) -> None:
+        if time.monotonic() - self._kept > 2:
+            self._kept = time.monotonic()
+            write_json(self._path, self.seconds())

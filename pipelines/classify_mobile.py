@@ -1,0 +1,163 @@
+"""Trains an image classifier and takes it to small, fast, verified `.tflite` files.
+
+  python pipelines/classify_mobile.py                              the embedded Fashion-MNIST subset, some 5 minutes
+  python pipelines/classify_mobile.py --dataset=path/to/photos     one sub-folder of images a class
+  python pipelines/classify_mobile.py --dataset=path/to/photos --model=my.keras --train_epochs=0
+
+Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels removed until half of the
+multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50. Each is
+written in every recipe, verified against its Keras model, evaluated on the test images and timed on this machine.
+A run that was killed goes on where it was when the same command is given again.
+
+Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop, --max_bytes and --max_latency_ms.
+"""
+
+from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import classify_flags
+import export_stages
+from absl import app, flags
+
+import mobileprune as mp
+
+FLAGS = flags.FLAGS
+
+
+def classify() -> mp.Manifest:
+    """The whole job; every stage is a function of the library, and `run` keeps what is finished."""
+    dataset, base = load()
+    fine = mp.TrainSettings(
+        FLAGS.finetune_epochs, FLAGS.batch_size, FLAGS.finetune_learning_rate, FLAGS.augment, FLAGS.seed
+    )
+    first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
+    images = dataset.calibration.images(FLAGS.calibration_images)
+    run = mp.Run(out_dir(), settings(dataset), steps(dataset, first, fine), FLAGS.overwrite)
+
+    def fit(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any) -> Any:
+        return mp.train(
+            model,
+            dataset,
+            how,
+            checkpoint=task.folder,
+            callbacks=[*callbacks, *tensorboard(stage)],
+            on_batch=task.advance,
+            on_epoch=lambda epoch, figures: task.note(f"epoch {epoch}, validation {figures['val_accuracy']:.1%}"),
+        )
+
+    def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
+        end = max(1, int(0.75 * fine.steps(len(dataset.train))))
+        zeros = min(mp.sparsity(model), FLAGS.sparsity)
+        schedule = mp.PolynomialDecay(zeros, FLAGS.sparsity, begin_step=0, end_step=end, frequency=max(1, end // 40))
+        wrapped = mp.prune_low_magnitude(model, schedule, nested=True)
+        return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
+
+    def cut(model: Any) -> Any:
+        plan = mp.plan_channels(
+            model,
+            macs=FLAGS.macs,
+            importance=FLAGS.importance,
+            scope=FLAGS.scope,
+            round_to=FLAGS.round_to,
+            keep=FLAGS.keep,
+            seed=FLAGS.seed,
+        )
+        return mp.recalibrate(mp.prune_channels(model, plan), images)
+
+    def measure(model: Any) -> dict[str, Any]:
+        return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
+
+    with run.progress:
+        models = {"base": run.model("base", lambda task: fit(base, first, task, "base"), measure)}
+        models["s80"] = run.model("s80", lambda task: sparsify(models["base"], task, "s80"), measure)
+        models["c50"] = run.model("c50", lambda task: fit(cut(models["base"]), fine, task, "c50"), measure)
+        # Channels first, then the zeros: those that are left stay, and what is missing to the target is added.
+        models["c50_s80"] = run.model("c50_s80", lambda task: sparsify(cut(models["s80"]), task, "c50_s80"), measure)
+        if FLAGS.control:
+            as_long = dataclasses.replace(first, epochs=first.epochs + fine.epochs)
+            macs = mp.model_facts(models["c50"]).macs
+            models["control"] = run.model(
+                "control", lambda task: fit(mp.narrower(models["base"], macs), as_long, task, "control"), measure
+            )
+        return export_stages.export(run, models, dataset, export_settings())
+
+
+def load() -> tuple[mp.Dataset, Any]:
+    """The data, and a model for it: not trained yet, or from a file."""
+    natural = mp.default_preprocess(FLAGS.dataset, FLAGS.image_size, FLAGS.fit)
+    given = mp.load_model(FLAGS.model) if mp.is_model_file(FLAGS.model) else None
+    contract = mp.input_contract(FLAGS.model, natural, FLAGS.weights, given)
+    own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
+    contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    mp.set_seed(FLAGS.seed)
+    dataset = mp.load_dataset(FLAGS.dataset, contract, seed=FLAGS.seed, strict=FLAGS.strict)
+    if FLAGS.limit_images:
+        dataset = dataset.limited(FLAGS.limit_images)
+    return dataset, mp.build_model(FLAGS.model, contract, len(dataset.labels), FLAGS.weights, given)
+
+
+def out_dir() -> Path:
+    """The run's folder."""
+    default = Path("tflite_models") / f"{mp.short_name(FLAGS.dataset)}_{mp.short_name(FLAGS.model)}"
+    return Path(FLAGS.out_dir) if FLAGS.out_dir else default
+
+
+def settings(dataset: mp.Dataset) -> dict[str, Any]:
+    """All that the run's results depend on."""
+    return {**classify_flags.result_settings(), "data": dataset.source, "images": len(dataset.train)}
+
+
+def steps(dataset: mp.Dataset, first: mp.TrainSettings, fine: mp.TrainSettings) -> dict[str, int]:
+    """The stages in order, with about how long each takes in training steps."""
+    images = len(dataset.train)
+    control = {"control": first.steps(images) + fine.steps(images)} if FLAGS.control else {}
+    tuned = dict.fromkeys(("s80", "c50", "c50_s80"), max(1, fine.steps(images)))
+    return {"base": max(1, first.steps(images)), **tuned, **control, **export_stages.STEPS}
+
+
+def tensorboard(stage: str) -> list[Any]:
+    """The callback that writes a stage's training curves, if they were asked for."""
+    if not FLAGS.tensorboard:
+        return []
+    from keras.callbacks import TensorBoard
+
+    return [TensorBoard(out_dir() / "tensorboard" / stage)]
+
+
+def export_settings() -> export_stages.ExportSettings:
+    """The flags that the second half reads."""
+    return export_stages.ExportSettings(
+        name=mp.short_name(FLAGS.model),
+        recipes=tuple(FLAGS.recipes),
+        calibration_images=FLAGS.calibration_images,
+        verify_images=FLAGS.verify_images,
+        threads=FLAGS.threads,
+        benchmark_rounds=FLAGS.benchmark_rounds,
+        tolerated_drop=FLAGS.tolerated_drop,
+        command=classify_flags.command(),
+    )
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) > 1:
+        print(f"error: unexpected argument {arguments[1]!r}; see --help", file=sys.stderr)
+        return 2
+    classify_flags.apply_preset()
+    mp.quiet_tensorflow()
+    try:
+        manifest = classify()
+    except mp.MobilePruneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    export_stages.show(manifest, out_dir())
+    limits = mp.Limits(FLAGS.max_drop, FLAGS.max_bytes, FLAGS.max_latency_ms)
+    return export_stages.gate(manifest, limits)
+
+
+if __name__ == "__main__":
+    classify_flags.define()
+    app.run(main)

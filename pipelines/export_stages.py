@@ -1,0 +1,237 @@
+"""The second half of every pipeline: models → files → figures → manifest and report."""
+
+from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+import mobileprune as mp
+from mobileprune.benchmark.host import benchmark_host
+from mobileprune.data import Dataset
+from mobileprune.errors import InterpreterError, VerificationError
+from mobileprune.evaluate import evaluate
+from mobileprune.files import write_bytes
+from mobileprune.manifest import SCHEMA, dataset_facts, gzip_bytes, host, own_version, versions, write_manifest
+from mobileprune.recommend import Limits, baseline_of, meets, recommend
+from mobileprune.records import Json, Latency, Manifest, ModelPort, Port, Rejected, Variant, VariantRecord, Verification
+from mobileprune.report.html import write_html
+from mobileprune.report.markdown import table_head, table_row, write_markdown
+from mobileprune.report.words import comparison_with_control, goals
+from mobileprune.tflite_graph import read_graph
+from mobileprune.verify import reference_outputs, verify
+
+# How long each stage takes beside a training step, roughly: for the time left.
+STEPS = {"convert": 250, "verify": 60, "evaluate": 120, "benchmark": 250, "report": 20}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """How files are made and measured; the classifier's flags of the same names."""
+
+    name: str
+    recipes: tuple[str, ...]
+    calibration_images: int
+    verify_images: int
+    threads: int
+    benchmark_rounds: int
+    tolerated_drop: float
+    command: str
+    labelled: bool = True
+
+
+def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: ExportSettings) -> Manifest:
+    """Converts, verifies, evaluates and benchmarks every model in every recipe; writes files, manifest and report."""
+    files = {
+        (model, recipe): f"{settings.name}_{model}_{recipe}.tflite" for model in models for recipe in settings.recipes
+    }
+    run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
+    made = {key: run.kept_variant(*key, file) for key, file in files.items()}
+    checks = run.facts("verify", lambda task: _verify(task, models, dataset, settings, made))
+    passed = {key: made[key] for key, file in files.items() if not checks[file]["failed"]}
+    if not passed:
+        first = files[next(iter(files))]
+        raise VerificationError(f"No file says what its model says; the first: {checks[first]['failed']}")
+    scores = run.facts("evaluate", lambda task: _evaluate(task, models, dataset, settings, passed, files))
+    times = run.facts("benchmark", lambda task: _benchmark(task, settings, passed, files))
+    figures = {model: mp.model_facts(keras_model) for model, keras_model in models.items()}
+    variants = tuple(
+        _record(files[key], variant, figures[key[0]], checks[files[key]], scores[files[key]], times[files[key]])
+        for key, variant in passed.items()
+    )
+    return _report(run, models, dataset, settings, variants, made, checks, files)
+
+
+def _convert(task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings: ExportSettings, files: Any) -> Json:
+    calibration = dataset.calibration.images(settings.calibration_images)
+    for done, (name, model) in enumerate(models.items()):
+        task.note(f"{name} in {len(settings.recipes)} recipes")
+        for variant in mp.convert(model, settings.recipes, calibration, name):
+            run.keep_variant(variant, files[name, variant.recipe])
+        task.advance((done + 1) * STEPS["convert"] // len(models))
+    return {"calibration_images": len(calibration)}
+
+
+def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any) -> Json:
+    images = dataset.validation.images(settings.verify_images)
+    expected = {name: reference_outputs(model, images) for name, model in models.items()}
+    found: Json = {}
+    for done, ((name, recipe), variant) in enumerate(made.items()):
+        task.note(f"{name} {recipe}")
+        file = f"{settings.name}_{name}_{recipe}.tflite"
+        try:
+            report = verify(expected[name], variant, images, threads=settings.threads)
+            found[file] = {"failed": " ".join(report.failures), "report": report.to_json()}
+        except InterpreterError as error:
+            found[file] = {"failed": str(error), "report": None}
+        task.advance((done + 1) * STEPS["verify"] // len(made))
+    return found
+
+
+def _evaluate(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, passed: Any, files: Any) -> Json:
+    expected = None if settings.labelled else _predicted(models["base"], dataset)
+    found: Json = {}
+    for done, (key, variant) in enumerate(passed.items()):
+        task.note(" ".join(key))
+        if expected is None:
+            found[files[key]] = {
+                "accuracy": evaluate(variant, dataset.test.numpy_batches(256)),
+                "validation_accuracy": evaluate(variant, dataset.validation.numpy_batches(256)),
+            }
+        else:
+            pairs = zip(dataset.test.numpy_batches(64), expected, strict=True)
+            found[files[key]] = {"agreement": evaluate(variant, ((images, top) for (images, _), top in pairs))}
+        task.advance((done + 1) * STEPS["evaluate"] // len(passed))
+    return found
+
+
+def _predicted(model: Any, dataset: Dataset) -> list[np.ndarray]:
+    """The unpruned model's top-1 class for each test image, batch by batch."""
+    return [
+        np.argmax(model.predict_on_batch(images), axis=-1).astype(np.int64)
+        for images, _ in dataset.test.numpy_batches(64)
+    ]
+
+
+def _benchmark(task: mp.Task, settings: ExportSettings, passed: Mapping[Any, Variant], files: Any) -> Json:
+    task.note("all files in turn")
+    variants = list(passed.values())
+    baseline = next((at for at, key in enumerate(passed) if key == ("base", "float32")), 0)
+    results = benchmark_host(variants, baseline, threads=settings.threads, rounds=settings.benchmark_rounds)
+    return {
+        files[key]: [result.to_json()] if isinstance(result, Latency) else [{"failed": str(result)}]
+        for key, result in zip(passed, results, strict=True)
+    }
+
+
+def _record(
+    file: str, variant: Variant, figures: Any, check: Json, score: Json, times: Sequence[Json]
+) -> VariantRecord:
+    verified = Verification.from_json(check["report"])
+    graph = read_graph(variant.content)
+    return VariantRecord(
+        file=file,
+        model=variant.model,
+        recipe=variant.recipe,
+        bytes=len(variant.content),
+        gzip_bytes=gzip_bytes(variant.content),
+        sha256=variant.sha256,
+        macs=figures.macs,
+        params=figures.params,
+        sparsity=round(graph.zero_fraction(), 6),
+        input=_port(graph.inputs[0]),
+        output=_port(graph.outputs[0]),
+        verified=verified,
+        verified_runtimes=(verified.runtime,),
+        latency=tuple(Latency.from_json(entry) for entry in times if "failed" not in entry),
+        **score,
+    )
+
+
+def _port(tensor: Any) -> Port:
+    """A tensor of the graph as the manifest says it; a float one has no scale."""
+    scale, zero_point = (float(tensor.scales[0]), int(tensor.zero_points[0])) if tensor.scales else (None, None)
+    return Port(tensor.dtype.lower(), tuple(tensor.shape), scale, zero_point)
+
+
+def _report(
+    run: mp.Run,
+    models: Any,
+    dataset: Dataset,
+    settings: ExportSettings,
+    variants: tuple[VariantRecord, ...],
+    made: Mapping[Any, Variant],
+    checks: Json,
+    files: Any,
+) -> Manifest:
+    base = models["base"]
+    rejected = tuple(Rejected(file, check["failed"]) for file, check in checks.items() if check["failed"])
+    # The report stage is recorded last, so the manifest lists all stages but this one.
+    manifest = Manifest(
+        schema=SCHEMA,
+        mobileprune=own_version(),
+        versions=versions(),
+        host=host(),
+        command=settings.command,
+        dataset=dataset_facts(dataset),
+        labels=dataset.labels,
+        preprocess=dataset.preprocess,
+        input=ModelPort((1, *base.input_shape[1:]), "float32"),
+        output=ModelPort(
+            (1, *base.output_shape[1:]), "float32", "probabilities" if mp.gives_probabilities(base) else "logits"
+        ),
+        stages=tuple(run.stages),
+        variants=variants,
+        rejected=rejected,
+        recommended=recommend(variants, settings.tolerated_drop),
+    )
+
+    def write(task: mp.Task) -> Json:
+        for key, variant in made.items():
+            if not checks[files[key]]["failed"]:
+                write_bytes(run.out_dir / files[key], variant.content)
+        write_markdown(run.out_dir, manifest)
+        write_html(run.out_dir, manifest)
+        write_manifest(run.out_dir, manifest)
+        return {}
+
+    run.facts("report", write)
+    return manifest
+
+
+def show(manifest: Manifest, folder: Path) -> None:
+    """Prints the table and the recommended files."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 120)  # rather wrapped by the terminal than cut
+    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(table_head(manifest)):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    baseline = baseline_of(manifest.variants)
+    for entry in manifest.variants:
+        style = "bold" if entry.file in manifest.recommended.values() else ""
+        table.add_row(*table_row(entry, baseline), style=style)
+    console.print(table)
+    for words, entry in goals(manifest):
+        console.print(f"{words}: {folder / entry.file}")
+    if sentence := comparison_with_control(manifest).replace("**", ""):
+        console.print(sentence)
+    for entry in manifest.rejected:
+        console.print(f"Not shipped: {entry.file}: {entry.reason}")
+    if manifest.dataset["skipped"]:
+        console.print(f"Skipped {len(manifest.dataset['skipped'])} images; report.md names them.")
+    console.print(f"Report: {folder / 'report.html'}")
+
+
+def gate(manifest: Manifest, limits: Limits) -> int:
+    """The exit code: 3 when limits were given and no file meets them all."""
+    if not limits.any():
+        return 0
+    good = meets(manifest, limits)
+    print(f"Within all limits: {', '.join(good)}" if good else "No file is within all limits.")
+    return 0 if good else 3
