@@ -9,9 +9,10 @@ import types
 from typing import Any
 
 _HOMES = {
-    "data": ("Dataset", "Split", "default_preprocess", "load_dataset"),
+    "data": ("Dataset", "Split", "default_preprocess", "load_dataset", "load_images", "read_labels"),
+    "files": ("file_digest",),
     "models": ("build_model", "gives_probabilities", "input_contract", "is_model_file", "load_model", "short_name"),
-    "train": ("TrainSettings", "recalibrate", "set_seed", "train", "validate"),
+    "train": ("TrainSettings", "agreement", "recalibrate", "set_seed", "train", "validate"),
     "schedules": ("ConstantSparsity", "PolynomialDecay", "PruningSchedule"),
     "sparsify": (
         *("PruneLowMagnitude", "UpdatePruningStep", "hold_zeros", "prune_low_magnitude", "sparsity", "strip_pruning"),

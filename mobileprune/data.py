@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mobileprune.datasets import fashion_mnist
 from mobileprune.errors import DatasetError, SettingsError
-from mobileprune.image_folder import FolderPixels, Skipped, scan
+from mobileprune.image_folder import Folder, FolderPixels, Skipped, scan, scan_unlabelled
 from mobileprune.preprocess import Pixels, check_contract, normalise, to_uint8
 from mobileprune.records import Preprocess
 
@@ -296,6 +296,41 @@ def load_dataset(name: str, preprocess: Preprocess | None = None, *, seed: int =
     return _from_fashion_mnist(name, data, source, contract, seed, (500, 100))
 
 
+def load_images(folder: str, preprocess: Preprocess, labels: tuple[str, ...], *, strict: bool = False) -> Dataset:
+    """Images that nobody labelled, for what needs no labels: calibration, verification and agreement.
+
+    Args:
+        folder: the images, in it or in folders below it.
+        preprocess: the model's contract.
+        labels: what the model's outputs mean, in order.
+        strict: refuse a folder in which an image would be skipped.
+
+    Returns:
+        A dataset whose train split is empty and whose labels say nothing: every image has label 0.
+
+    Raises:
+        DatasetError: see `mobileprune.image_folder.scan_unlabelled`.
+    """
+    contract = check_contract(preprocess)
+    found = scan_unlabelled(Path(folder), strict=strict)
+    return _folder_dataset(Path(folder), found, labels, contract, f"of no known class in folder '{Path(folder).name}'")
+
+
+def read_labels(path: str, count: int) -> tuple[str, ...]:
+    """Class names from a text file with one a line, in the order of a model's outputs.
+
+    Raises:
+        DatasetError: it cannot be read, or has not `count` names.
+    """
+    try:
+        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"The labels in {path} cannot be read: {error}.") from error
+    if len(names) != count:
+        raise DatasetError(f"{path} names {len(names)} classes; the model has {count} outputs.")
+    return names
+
+
 def _folder(name: str) -> Path | None:
     """The folder that `name` means, or None for a known name."""
     if name in dataset_names():
@@ -311,15 +346,20 @@ def _folder(name: str) -> Path | None:
 
 def _from_folder(folder: Path, contract: Preprocess, strict: bool) -> Dataset:
     found = scan(folder, strict=strict)
+    where = f"in {len(found.labels)} classes from the folder '{folder.resolve().name}'"
+    return _folder_dataset(folder, found, found.labels, contract, where)
+
+
+def _folder_dataset(folder: Path, found: Folder, labels: tuple[str, ...], contract: Preprocess, where: str) -> Dataset:
     splits = {
         name: Split(name, np.array(files.labels, np.int64), contract, FolderPixels(files.paths, contract))
         for name, files in found.splits.items()
     }
     name = folder.resolve().name or "images"
     count = sum(len(split) for split in splits.values())
-    source = f"{count} images in {len(found.labels)} classes from the folder '{name}'"
+    source = f"{count} images {where}"
     source += f"; {len(found.skipped)} skipped." if found.skipped else "."
-    return Dataset(name, found.labels, contract, **splits, skipped=found.skipped, source=source)
+    return Dataset(name, labels, contract, **splits, skipped=found.skipped, source=source)
 
 
 def _from_fashion_mnist(

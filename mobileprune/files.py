@@ -1,5 +1,6 @@
 """Writing files so that a reader never meets half of one."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -36,6 +37,19 @@ def write_bytes(path: Path, content: bytes) -> Path:
             f"Cannot write {path}: {error.strerror or error}. Free some space or choose another --out_dir."
         ) from error
     return path
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise OutputError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def write_json(path: Path, data: Any) -> Path:

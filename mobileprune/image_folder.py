@@ -96,6 +96,52 @@ def scan(folder: Path, *, strict: bool = False) -> Folder:
     return Folder(tuple(classes), _split(folder, classes, good, skipped), tuple(skipped))
 
 
+def scan_unlabelled(folder: Path, *, strict: bool = False) -> Folder:
+    """Finds and decodes every image in a folder and all folders below it; nobody says what the images show.
+
+    Half of the different contents, in the order of their SHA-256, calibrate (at most 1,024), a quarter validates, a
+    quarter tests; nothing trains, and every label is 0. Copies of one file share a split.
+
+    Args:
+        folder: where the images are.
+        strict: raise instead of skipping unreadable images.
+
+    Raises:
+        DatasetError: fewer than eight different readable images, or, with `strict`, one that would be skipped.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is {'not a folder' if folder.exists() else 'missing'}. Give a folder of images.")
+    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not _hidden(folder, path))]
+    paths = [path for one in folders for path in _images(one)]
+    with ThreadPoolExecutor(max_workers=_threads()) as pool:
+        checked = list(
+            pool.map(lambda path: _check(folder, path, 0), [path for one in folders for path in _images(one)])
+        )
+    skipped = tuple(item for item in checked if isinstance(item, Skipped))
+    if strict and skipped:
+        raise DatasetError(f"In {folder}: {skipped[0].reason}")
+    copies: dict[str, list[Path]] = defaultdict(list)
+    for item in checked:
+        if isinstance(item, _Image):
+            copies[item.digest].append(item.path)
+    if len(copies) < 8:
+        raise DatasetError(f"{folder} has {len(copies)} different readable images; at least 8 are needed. Add some.")
+    digests = sorted(copies)
+    half, quarter = len(digests) // 2, len(digests) // 4
+    parts = {
+        "train": digests[:0],
+        "calibration": digests[: min(half, _MOST_CALIBRATION)],
+        "validation": digests[half : half + quarter],
+        "test": digests[half + quarter :],
+    }
+    files = {name: tuple(path for digest in part for path in copies[digest]) for name, part in parts.items()}
+    return Folder((), {name: SplitFiles(paths, (0,) * len(paths)) for name, paths in files.items()}, skipped)
+
+
+def _hidden(folder: Path, path: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 @dataclass(frozen=True)
 class FolderPixels:
     """Reads images of one split by index; the pixels pass through the contract."""

@@ -44,4 +44,4 @@ def zero_fraction(arrays: list[np.ndarray]) -> float:
         0.75
     """
     size = sum(array.size for array in arrays)
-    return sum(array.size - np.count_nonzero(array) for array in arrays) / size if size else 0.0
+    return float(sum(array.size - np.count_nonzero(array) for array in arrays) / size) if size else 0.0

@@ -50,6 +50,8 @@ class Progress:
 
     def start(self, name: str) -> None:
         """Shows that a stage begins."""
+        if not self.console.is_terminal:
+            self.console.print(f"{self._title(name)} …")
         self._bar.update(self._task, description=self._title(name), completed=self._before(name), words="")
 
     def advance(self, name: str, step: int) -> None:

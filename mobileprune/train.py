@@ -119,23 +119,29 @@ def validate(model: Any, dataset: Dataset) -> float:
     return right / total
 
 
-def recalibrate(model: Any, images: np.ndarray, batch_size: int = 64) -> Any:
+def recalibrate(
+    model: Any, images: np.ndarray, batch_size: int = 64, judge: Callable[[Any], float] | None = None
+) -> Any:
     """Re-estimates the statistics of every batch normalisation on images; no labels, no gradient.
 
     Each batch's mean and variance count alike (the moving average with momentum (n-1)/n is the plain mean), so the
-    result does not remember the statistics from before.
+    result does not remember the statistics from before. That is a gain after pruning, and a loss when the images are
+    few or all alike: `judge` decides which it is.
 
     Args:
         model: any Keras model; its moving means and variances are replaced.
         images: float32, N×H×W×C, already normalised as the model wants them.
         batch_size: images in one estimate.
+        judge: how good a model is, larger is better; the old statistics come back unless the new ones score higher.
 
     Returns:
         `model`.
     """
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     kept = [(layer.momentum, layer.trainable) for layer in norms]
-    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    before = [layer.get_weights() for layer in norms]
+    score = judge(model) if judge else None
+    batches = _chunks(images, batch_size)
     if len(batches) > 1 and len(batches[-1]) < batch_size // 2:
         batches.pop()  # a small last batch would count as much as a full one
     for layer in norms:
@@ -146,7 +152,20 @@ def recalibrate(model: Any, images: np.ndarray, batch_size: int = 64) -> Any:
         model(batch, training=True)
     for layer, (momentum, trainable) in zip(norms, kept, strict=True):
         layer.momentum, layer.trainable = momentum, trainable
+    if judge and score is not None and judge(model) <= score:
+        for layer, values in zip(norms, before, strict=True):
+            layer.set_weights(values)
     return model
+
+
+def agreement(model: Any, other: Any, images: np.ndarray) -> float:
+    """Share of images to which two Keras models give the same top-1 class, 0 to 1."""
+    answers = [np.concatenate([each.predict_on_batch(batch) for batch in _chunks(images)]) for each in (model, other)]
+    return float(np.mean(answers[0].argmax(axis=-1) == answers[1].argmax(axis=-1)))
+
+
+def _chunks(images: np.ndarray, size: int = 64) -> list[np.ndarray]:
+    return [images[start : start + size] for start in range(0, len(images), size)]
 
 
 def save_checkpoint(model: Any, path: Path) -> None:

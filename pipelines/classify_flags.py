@@ -1,9 +1,11 @@
 """The flags of `classify_mobile.py`: one for each choice, with defaults that a preset can change."""
 
-import os
+from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+import mobileprune as mp
 
 FLAGS = flags.FLAGS
 PRESETS: dict[str, dict[str, Any]] = {
@@ -78,16 +80,15 @@ def apply_preset() -> None:
 
 
 def result_settings() -> dict[str, Any]:
-    """Every flag that results depend on, as JSON types. Files count by their content's time and size."""
+    """Every flag that results depend on, as JSON types; a model file counts by its content."""
     values = {
         flag.name: flag.value
         for flags_of_module in (FLAGS.flags_by_module_dict().get(define.__module__, []),)
         for flag in flags_of_module
         if flag.name not in _FREE
     }
-    if os.path.isfile(FLAGS.model):
-        status = os.stat(FLAGS.model)
-        values["model_file"] = [status.st_size, status.st_mtime_ns]
+    if Path(FLAGS.model).is_file():
+        values["model_file"] = mp.file_digest(FLAGS.model)
     return values
 
 

@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop,
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,19 +142,9 @@ def export_settings() -> export_stages.ExportSettings:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) > 1:
-        print(f"error: unexpected argument {arguments[1]!r}; see --help", file=sys.stderr)
-        return 2
     classify_flags.apply_preset()
-    mp.quiet_tensorflow()
-    try:
-        manifest = classify()
-    except mp.MobilePruneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    export_stages.show(manifest, out_dir())
     limits = mp.Limits(FLAGS.max_drop, FLAGS.max_bytes, FLAGS.max_latency_ms)
-    return export_stages.gate(manifest, limits)
+    return export_stages.run_pipeline(arguments, classify, out_dir, limits)
 
 
 if __name__ == "__main__":

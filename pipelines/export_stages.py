@@ -3,7 +3,8 @@
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.table import Table
 import mobileprune as mp
 from mobileprune.benchmark.host import benchmark_host
 from mobileprune.data import Dataset
-from mobileprune.errors import InterpreterError, VerificationError
+from mobileprune.errors import InterpreterError, SettingsError, VerificationError
 from mobileprune.evaluate import evaluate
 from mobileprune.files import write_bytes
 from mobileprune.manifest import SCHEMA, dataset_facts, gzip_bytes, host, own_version, versions, write_manifest
@@ -208,14 +209,14 @@ def _report(
 def show(manifest: Manifest, folder: Path) -> None:
     """Prints the table and the recommended files."""
     console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 120)  # rather wrapped by the terminal than cut
+    console.width = max(console.width, 132)  # rather wrapped by the terminal than cut
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(table_head(manifest)):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+    for number, name in enumerate(("model", "recipe", *table_head(manifest)[1:])):
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
     baseline = baseline_of(manifest.variants)
     for entry in manifest.variants:
         style = "bold" if entry.file in manifest.recommended.values() else ""
-        table.add_row(*table_row(entry, baseline), style=style)
+        table.add_row(entry.model, entry.recipe, *table_row(entry, baseline)[1:], style=style)
     console.print(table)
     for words, entry in goals(manifest):
         console.print(f"{words}: {folder / entry.file}")
@@ -235,3 +236,17 @@ def gate(manifest: Manifest, limits: Limits) -> int:
     good = meets(manifest, limits)
     print(f"Within all limits: {', '.join(good)}" if good else "No file is within all limits.")
     return 0 if good else 3
+
+
+def run_pipeline(arguments: list[str], job: Callable[[], Manifest], folder: Callable[[], Path], limits: Limits) -> int:
+    """Runs a pipeline for the command line and returns its exit code: bad input is one line on stderr and a 2."""
+    try:
+        if len(arguments) > 1:
+            raise SettingsError(f"Unexpected argument {arguments[1]!r}; see --help.")
+        mp.quiet_tensorflow()
+        manifest = job()
+    except mp.MobilePruneError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    show(manifest, folder())
+    return gate(manifest, limits)

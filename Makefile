@@ -1,0 +1,48 @@
+# `make run` and `make test` need nothing but Python 3.11 to 3.13 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Test processes: two suit the smallest machines.
+WORKERS ?= 2
+
+.PHONY: run test lint format lock clean
+
+run: $(VENV)/.installed
+	$(BIN)/python pipelines/classify_mobile.py $(FLAGS)
+
+test: lint
+	$(BIN)/pytest -n $(WORKERS) --dist=worksteal
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The newest versions that pyproject.toml allows, with hashes, for every Python that it allows.
+lock: $(BIN)/python
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile $(LOCK) -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) -o requirements-test.lock --extra test pyproject.toml
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "mobileprune needs Python 3.11 to 3.13, this is %d.%d. Try: make PYTHON=python3.11 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	$(PIP) install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
+	$(PIP) install --quiet --require-hashes --requirement requirements-test.lock
+	touch $@
