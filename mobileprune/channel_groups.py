@@ -1,6 +1,7 @@
 """From channel ids to groups: which channels a plan can remove, what each is worth in MACs, and why others stay."""
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -15,7 +16,7 @@ class ChannelGroup:
     """Channels that the same layers create: one choice of how many (and which) of them to keep.
 
     Attributes:
-        name: the first layer that creates them.
+        name: the first layer that creates them and names no other group; numbered when each of them does.
         layers: all layers that create them; each has its channel k in the same unit as the others' channel k when a
             residual add or a multiplication joins them.
         roots: the id that stands for each unit, shape (units,). A unit is kept or removed as a whole.
@@ -128,4 +129,5 @@ def _size(weight: Weight, axes: dict[int, np.ndarray], alive: np.ndarray) -> int
 
 def _unique_name(layers: tuple[str, ...], groups: list[ChannelGroup]) -> str:
     taken = {group.name for group in groups}
-    return next((layer for layer in layers if layer not in taken), "+".join(layers))
+    numbered = (f"{layers[0]}#{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain(layers, numbered) if name not in taken)

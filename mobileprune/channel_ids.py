@@ -79,7 +79,7 @@ class ChannelIds:
     Attributes:
         weights: every weight that follows channels, by (layer name, attribute).
         outputs: the ids that each layer created (convolutions, dense layers), by layer name; `name:0` for the first
-            output of an operation that no rule knows.
+            output of an operation that no rule knows (`name:0:24` for further calls that give another width, 24).
         tensors: ids of the last output of each operation, by name.
         layers: the model's layers that were walked, by name.
 
@@ -95,6 +95,7 @@ class ChannelIds:
         self._emitted = emitted
         self._parent = np.zeros(0, np.int64)
         self._reasons: dict[int, str] = {}
+        self._whole: dict[str, str] = {}
         if emitted:
             self._parent = np.arange(1 + max(int(ids.max(initial=0)) for ids in emitted.values()), dtype=np.int64)
         self._walk(functional_graph(model))
@@ -109,6 +110,23 @@ class ChannelIds:
                 raise ModelError(f"{name} creates {count} channels where {len(known)} were planned.")
             self.outputs[name] = self._fresh(count) if known is None else known
         return self.outputs[name]
+
+    def create_frozen(self, operation: Any, index: int, count: int, reason: str) -> Ids:
+        """Ids that may not be removed, for output number `index` of an operation that cannot be followed."""
+        name = f"{operation.name}:{index}"
+        if name in self.outputs and len(self.outputs[name]) != count:
+            name = f"{name}:{count}"
+        created = self.create(name, count)
+        self.freeze(created, reason)
+        return created
+
+    def keep_whole(self, layer: Any, reason: str) -> None:
+        """No call of `layer`, seen already or still to come, may lose channels that its weights follow."""
+        self._whole.setdefault(layer.name, reason)
+        for weight in self.weights.values():
+            if weight.layer == layer.name:
+                for ids in weight.axes.values():
+                    self.freeze(ids, reason)
 
     def _fresh(self, count: int) -> Ids:
         start = len(self._parent)
@@ -130,7 +148,10 @@ class ChannelIds:
         )
         known.positions += positions
         for axis, ids in axes.items():
-            self.unify(known.axes[axis], ids)
+            # An earlier call that could not be followed has recorded the weight without its axes.
+            self.unify(known.axes.setdefault(axis, ids), ids)
+            if layer.name in self._whole:
+                self.freeze(ids, self._whole[layer.name])
 
     def unify(self, left: Ids, right: Ids) -> None:
         """From now on each id of `left` and the one of `right` at its place are one channel."""
@@ -193,8 +214,7 @@ class ChannelIds:
             self.freeze(compact(array), reason)
         outputs = []
         for index, shape in enumerate(call.output_shapes):
-            created = self.create(f"{operation.name}:{index}", shape[-1] if shape else 1)
-            self.freeze(created, reason)
+            created = self.create_frozen(operation, index, shape[-1] if shape else 1, reason)
             outputs.append(np.broadcast_to(created, shape))
         return outputs
 

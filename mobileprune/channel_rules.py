@@ -32,6 +32,23 @@ _MERGES = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.
 _MOVERS = (layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate)
 # Activations that read all channels at once: removing one changes the others.
 _MIXING_ACTIVATIONS = {"softmax", "log_softmax", "sparsemax"}
+_LIBRARIES = {"keras", "tensorflow"}
+# Functions of Keras and TensorFlow that act on each value alone. Any other function may read all channels.
+_POINTWISE_ACTIVATIONS = {
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish"),
+    *(
+        "sigmoid",
+        "hard_sigmoid",
+        "log_sigmoid",
+        "sparse_sigmoid",
+        "hard_silu",
+        "hard_swish",
+        "exponential",
+        "threshold",
+    ),
+    *("softplus", "softsign", "squareplus", "sparse_plus", "soft_shrink", "hard_shrink"),
+    *("tanh", "hard_tanh", "tanh_shrink"),
+}
 
 
 @rule(layers.InputLayer)
@@ -173,6 +190,9 @@ def _mover(ids: ChannelIds, call: Call) -> list[Ids]:
         return _frozen(ids, call)
     if isinstance(call.operation, layers.Reshape):
         _keep_rectangular(ids, array)
+        if call.operation.name in ids.tensors:
+            # A shared reshape has one target shape, so what it is called on must lose the same channels.
+            ids.unify(ids.tensors[call.operation.name], array)
     return [array]
 
 
@@ -198,9 +218,13 @@ def _created(ids: ChannelIds, layer: Any, count: int) -> Ids:
 
 
 def _freeze_if_mixing(ids: ChannelIds, layer: Any, array: Ids) -> None:
-    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
+    activation = layer.activation
+    name = getattr(activation, "__name__", type(activation).__name__)
+    home = str(getattr(activation, "__module__", "")).partition(".")[0]
     if name in _MIXING_ACTIVATIONS:
         ids.freeze(array, f"{name} of {layer.name!r} reads all channels at once")
+    elif type(activation) not in _POINTWISE and not (name in _POINTWISE_ACTIVATIONS and home in _LIBRARIES):
+        ids.freeze(array, f"activation {name!r} of {layer.name!r} may read all channels at once")
 
 
 def _follow_kernel(ids: ChannelIds, layer: Any, attribute: str, axes: dict[int, Ids], call: Call) -> None:
@@ -219,6 +243,20 @@ def _frozen(ids: ChannelIds, call: Call) -> list[Ids]:
     reason = f"{type(layer).__name__} {layer.name!r} is used in a way that cannot be followed"
     for array in call.inputs:
         ids.freeze(compact(array), reason)
-    created = ids.create(f"{layer.name}:0", call.output_shapes[0][-1])
-    ids.freeze(created, reason)
-    return [np.broadcast_to(created, call.output_shapes[0])]
+    ids.keep_whole(layer, reason)
+    for attribute in ("kernel", "depthwise_kernel", "pointwise_kernel"):
+        if getattr(layer, attribute, None) is not None:
+            ids.follow(layer, attribute, {}, _positions(layer, call))
+    shape = call.output_shapes[0]
+    return [np.broadcast_to(ids.create_frozen(layer, 0, shape[-1], reason), shape)]
+
+
+def _positions(layer: Any, call: Call) -> int:
+    """How often a kernel is applied, wherever the channels' axis lies."""
+    if isinstance(layer, _TRANSPOSED):
+        return int(np.prod(call.inputs[0].shape)) // int(layer.kernel.shape[-1])
+    if isinstance(layer, _DEPTHWISE):
+        channels = int(np.prod(layer.kernel.shape[-2:]))
+    else:
+        channels = layer.units if isinstance(layer, layers.Dense) else layer.filters
+    return int(np.prod(call.output_shapes[0])) // channels

@@ -226,8 +226,17 @@ class Dataset:
 
     def limited(self, images: int) -> "Dataset":
         """The same dataset with at most the first `images` images of each split; classes take turns, so all stay."""
-        splits = (self.train, self.validation, self.calibration, self.test)
-        return replace(self, **{split.name: replace(split, labels=split.labels[:images]) for split in splits})
+
+        def cut(split: Split) -> Split:
+            return replace(split, labels=split.labels[:images])
+
+        return replace(
+            self,
+            train=cut(self.train),
+            validation=cut(self.validation),
+            calibration=cut(self.calibration),
+            test=cut(self.test),
+        )
 
 
 def dataset_names() -> tuple[str, ...]:

@@ -114,9 +114,7 @@ def scan_unlabelled(folder: Path, *, strict: bool = False) -> Folder:
     folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir() and not _hidden(folder, path))]
     paths = [path for one in folders for path in _images(one)]
     with ThreadPoolExecutor(max_workers=_threads()) as pool:
-        checked = list(
-            pool.map(lambda path: _check(folder, path, 0), [path for one in folders for path in _images(one)])
-        )
+        checked = list(pool.map(lambda path: _check(folder, path, 0), paths))
     skipped = tuple(item for item in checked if isinstance(item, Skipped))
     if strict and skipped:
         raise DatasetError(f"In {folder}: {skipped[0].reason}")

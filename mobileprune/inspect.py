@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
+from mobileprune.graph import inline_nested
 from mobileprune.masks import zero_fraction
-from mobileprune.sparsify import PRUNABLE, sparsity
+from mobileprune.sparsify import PRUNABLE, PruneLowMagnitude, sparsity, strip_pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +35,24 @@ class LayerFacts:
 def model_facts(model: Any) -> ModelFacts:
     """MACs, parameters and sparsity of a built Sequential or functional model.
 
-    MACs are counted for convolutions and dense layers: each kernel's size times the positions it is applied at.
+    MACs are counted for 1-D and 2-D convolutions and dense layers: each kernel's size times the positions it is
+    applied at. Nested models are looked into; of a model wrapped for sparsity the masks are not counted.
+
+    Raises:
+        ModelError: the model, or one nested in it, is subclassed or not built.
 
     Example:
         >>> model_facts(keras.applications.MobileNetV2(weights=None)).macs      # doctest: +SKIP
         300774272
     """
-    graph = ChannelGraph(model)
+    graph = ChannelGraph(_plain(model))
     cost = graph.cost(graph.everything())
     return ModelFacts(cost.macs, cost.params, sparsity(model))
 
 
 def layer_facts(model: Any) -> list[LayerFacts]:
-    """One entry for each layer with weights, in the order of the graph."""
-    ids = ChannelGraph(model).ids
+    """One entry for each layer with weights, in the order of the graph, read like `model_facts` reads them."""
+    ids = ChannelGraph(_plain(model)).ids
     macs: dict[str, int] = {}
     for weight in ids.weights.values():
         macs[weight.layer] = macs.get(weight.layer, 0) + weight.positions * int(np.prod(weight.shape))
@@ -63,3 +68,9 @@ def layer_facts(model: Any) -> list[LayerFacts]:
         for name, layer in ids.layers.items()
         if layer.weights
     ]
+
+
+def _plain(model: Any) -> Any:
+    """The model without wrappers and nesting: the channel ids know neither, and would count no MACs inside them."""
+    wrapped = any(isinstance(layer, PruneLowMagnitude) for layer in model.layers)
+    return inline_nested(strip_pruning(model) if wrapped else model)

@@ -60,5 +60,5 @@ def captured_noise() -> Iterator[Callable[[], str]]:
 
 def described(error: BaseException, said: str = "") -> str:
     """A foreign error on one line, with what was printed before it."""
-    lines = " ".join(f"{error or type(error).__name__} {said}".split())
+    lines = " ".join(f"{str(error) or type(error).__name__} {said}".split())
     return lines if len(lines) <= 600 else f"{lines[:300]} … {lines[-300:]}"

@@ -4,6 +4,8 @@ A stage's result is written when it is complete, and atomically; a stage whose r
 """
 
 import dataclasses
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +17,9 @@ from mobileprune.files import read_json, write_bytes, write_json
 from mobileprune.progress import Progress
 from mobileprune.records import Json, Stage, Variant
 from mobileprune.train import load_checkpoint, save_checkpoint
+
+# Names that `write_bytes` and `save_checkpoint` give to files that are not whole yet.
+_TEMPORARY = re.compile(r"\..+\.(json|md|html|tflite)\.[a-z0-9_]{8}|\.\d+_.+\.keras")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +58,10 @@ class Run:
         self.checkpoints = out_dir / "checkpoints"
         self.stages: list[Stage] = []
         self._steps = dict(steps)
-        if overwrite and self.checkpoints.exists():
-            shutil.rmtree(self.checkpoints)
+        if overwrite:
+            self._clear()
         self._claim(dict(settings))
+        self._sweep()
         self.progress = Progress(self._steps)
 
     def model(self, name: str, make: Callable[[Task], Any], measure: Callable[[Any], Json]) -> Any:
@@ -108,6 +114,7 @@ class Run:
         folder = self.checkpoints / f"{name}.partial"
         if done.exists():
             stage = Stage.from_json(read_json(done))
+            shutil.rmtree(folder, ignore_errors=True)  # a kill may have come between the two
             self.progress.skip(name)
         else:
             clock = _Clock(folder / "seconds.json")
@@ -124,9 +131,25 @@ class Run:
             self.progress.finish(stage)
         self.stages.append(stage)
 
+    def _clear(self) -> None:
+        try:
+            shutil.rmtree(self.checkpoints)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(
+                f"Cannot clear {self.checkpoints}: {error.strerror}. Choose another --out_dir."
+            ) from error
+
+    def _sweep(self) -> None:
+        """Removes what a killed run was writing: files that never got their names."""
+        for path in [*self.out_dir.glob(".*"), *self.checkpoints.rglob(".*")]:
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
     def _claim(self, settings: Json) -> None:
         known = self.checkpoints / "settings.json"
-        if known.exists():
+        if os.path.exists(known):  # Path.exists raises where a folder may not be read
             before = read_json(known)
             changed = sorted(name for name in settings.keys() | before.keys() if settings.get(name) != before.get(name))
             if changed:

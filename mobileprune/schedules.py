@@ -63,7 +63,7 @@ class PolynomialDecay(PruningSchedule):
         final_sparsity: share of zeros from `end_step` on. It is always reached at `end_step`, whatever `frequency` is.
         begin_step: the first step at which the masks are computed.
         end_step: the last one.
-        power: the exponent; 1 rises linearly.
+        power: the exponent, greater than 0; 1 rises linearly.
         frequency: steps between updates of the masks.
 
     Raises:
@@ -86,6 +86,10 @@ class PolynomialDecay(PruningSchedule):
         _check_sparsity("initial_sparsity", self.initial_sparsity)
         _check_sparsity("final_sparsity", self.final_sparsity)
         _check_steps(self.begin_step, self.end_step, self.frequency)
+        if not self.power > 0:
+            raise SparsityError(
+                f"power must be greater than 0, or final_sparsity is never reached. Received: {self.power}."
+            )
         if self.end_step <= self.begin_step:
             raise SparsityError(f"end_step must come after begin_step. Received: {self.begin_step=}, {self.end_step=}.")
 

@@ -6,7 +6,7 @@ do in that toolkit.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -63,6 +63,8 @@ class PruneLowMagnitude(layers.Wrapper):
             known = known_names(kind.__name__ for kind in PRUNABLE)
             raise SparsityError(f"{type(layer).__name__} {layer.name!r} has no weights to prune. Known: {known}.")
         kwargs.setdefault("name", PREFIX + layer.name)
+        # The layer's own precision, or the wrapper would round the inputs to the default one.
+        kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
         self.pruning_schedule, self.nested = pruning_schedule, nested
         self.masks: dict[str, Any] = {}
@@ -102,6 +104,11 @@ class PruneLowMagnitude(layers.Wrapper):
                 chosen &= np.asarray(mask) > 0
             mask.assign(chosen.astype("float32"))
             weights.assign(values * chosen)
+
+    def project(self) -> None:
+        """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights."""
+        for weights, mask in self.pruned_weights():
+            weights.assign(np.where(np.asarray(mask) > 0, np.asarray(weights), 0))
 
     def mask_zeros(self) -> None:
         """Makes the zeros that the weights have now the mask."""
@@ -154,6 +161,9 @@ def prune_low_magnitude(to_prune: Any, pruning_schedule: Schedules | None = None
 def hold_zeros(model: Any) -> Any:
     """Wraps a model so that the zeros it has now stay through any later training; `strip_pruning` takes it off.
 
+    Train with `UpdatePruningStep` when the optimizer averages weights (`use_ema`): Keras writes the averages at the
+    very end, past the masks.
+
     Example:
         >>> held = hold_zeros(pruned); held.compile(...); held.fit(...)             # doctest: +SKIP
         >>> pruned = strip_pruning(held)                                            # doctest: +SKIP
@@ -183,16 +193,25 @@ def strip_pruning(model: Any) -> Any:
         new.set_weights(old.layer.get_weights())
         for attribute, mask in old.masks.items():
             variable = getattr(new, attribute)
-            variable.assign(np.asarray(variable) * (np.asarray(mask) > 0))
+            # Not a product: that leaves negative zeros, whose sign bits make files compress worse.
+            variable.assign(np.where(np.asarray(mask) > 0, np.asarray(variable), 0))
     return stripped
 
 
 def sparsity(model: Any) -> float:
-    """Share of exact zeros among all weights that masks may zero (see `PRUNABLE`), wrapped or not."""
-    inner = [layer.layer if isinstance(layer, PruneLowMagnitude) else layer for layer in model.layers]
+    """Share of exact zeros among all weights that masks may zero (see `PRUNABLE`), wrapped, nested or not."""
+    inner = {id(layer): layer for layer in _inner_layers(model)}.values()
     return zero_fraction(
         [np.asarray(getattr(layer, name)) for layer in inner for name in PRUNABLE.get(type(layer), ())]
     )
+
+
+def _inner_layers(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _inner_layers(layer)
+        else:
+            yield layer.layer if isinstance(layer, PruneLowMagnitude) else layer
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
@@ -209,18 +228,36 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._wrapped = [layer for layer in self.model.layers if isinstance(layer, PruneLowMagnitude)]
         if not self._wrapped:
             raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
-        self._update(0)
+        self._last_batch = -1
+        for layer in self._wrapped:
+            step = int(layer.pruning_step)
+            self._update(layer, range(step, step + 1))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._last_batch = -1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._update(1)
-
-    def _update(self, applied: int) -> None:
+        # With `steps_per_execution` Keras calls once for several batches, with the index of the last one, which at
+        # the end of an epoch may lie beyond the data. Hand-written loops may start again at 0 without a new epoch.
+        steps = (self.params or {}).get("steps")
+        last = batch if steps is None else min(batch, steps - 1)
+        applied = last - self._last_batch if last > self._last_batch else last + 1
+        self._last_batch = last
         for layer in self._wrapped:
-            step = int(layer.pruning_step) + applied
-            if applied:
-                layer.pruning_step.assign(step)
-            if layer.pruning_schedule is not None and layer.pruning_schedule.should_update(step):
-                layer.update_masks(step)
+            step = int(layer.pruning_step)
+            layer.pruning_step.assign(step + applied)
+            self._update(layer, range(step + 1, step + applied + 1))
+
+    def on_train_end(self, logs: Any = None) -> None:
+        # An optimizer that averages weights has just written the averages over the zeros.
+        for layer in self._wrapped:
+            layer.project()
+
+    def _update(self, layer: PruneLowMagnitude, steps: range) -> None:
+        schedule = layer.pruning_schedule
+        acting = [] if schedule is None else [step for step in steps if schedule.should_update(step)]
+        if acting:
+            layer.update_masks(acting[-1])
 
 
 def _wrap(model: Any, schedule_for: Callable[[str], PruningSchedule | None], nested: bool, skip_none: bool) -> Any:

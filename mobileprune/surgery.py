@@ -5,6 +5,7 @@ The smaller model is rebuilt from the layers' own configurations with the new wi
 patched: the result is an ordinary, uncompiled Keras model.
 """
 
+from collections import Counter
 from typing import Any
 
 import keras
@@ -64,7 +65,10 @@ def narrower(model: Any, macs: int) -> Any:
 def _removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
     groups = {group.name: group for group in graph.groups}
     removed = [np.zeros(0, np.int64)]
+    named = Counter(entry.group for entry in plan.groups)
     for entry in plan.groups:
+        if named[entry.group] > 1:
+            raise PlanError(f"The plan has {named[entry.group]} entries for {entry.group!r}. Merge them into one.")
         group = groups.get(entry.group)
         if group is None or group.size != entry.size:
             found = "no such group" if group is None else f"{group.size} channels"

@@ -1,5 +1,6 @@
 """Compiles and fits a classifier so that a killed run goes on where it was."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
@@ -74,11 +75,15 @@ def train(
         return model
     done = 0
     if checkpoint is not None and (checkpoint / "epoch.json").exists():
-        done = int(read_json(checkpoint / "epoch.json")["epoch"])
+        done, random = _finished(checkpoint / "epoch.json")
         model = load_checkpoint(checkpoint / f"epoch_{done}.keras")
     else:
         steps = settings.steps(len(dataset.train))
         compile_classifier(model, _one_cycle(settings.learning_rate, steps))
+        random = [[settings.seed + number, 0] for number in range(len(_random_states(model)))]
+    # What dropout draws must not depend on what this process did before; Keras does not save it.
+    for state, value in zip(_random_states(model), random, strict=True):
+        state.assign(np.asarray(value))
     if done >= settings.epochs:
         return model
     images = dataset.train.batches(
@@ -137,7 +142,7 @@ def recalibrate(
     Returns:
         `model`.
     """
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     kept = [(layer.momentum, layer.trainable) for layer in norms]
     before = [layer.get_weights() for layer in norms]
     score = judge(model) if judge else None
@@ -176,7 +181,8 @@ def save_checkpoint(model: Any, path: Path) -> None:
         model.save(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OutputError(f"Cannot write {path}: {error.strerror or error}. Free some space.") from error
 
 
@@ -212,10 +218,24 @@ class _Watch(keras.callbacks.Callback):
             return
         if self.checkpoint is not None:
             save_checkpoint(self.model, self.checkpoint / f"epoch_{epoch + 1}.keras")
-            write_json(self.checkpoint / "epoch.json", {"epoch": epoch + 1})
+            random = [np.asarray(state).tolist() for state in _random_states(self.model)]
+            write_json(self.checkpoint / "epoch.json", {"epoch": epoch + 1, "random": random})
             (self.checkpoint / f"epoch_{epoch}.keras").unlink(missing_ok=True)
         if self.on_epoch:
             self.on_epoch(epoch + 1, {name: float(value) for name, value in (logs or {}).items()})
+
+
+def _finished(path: Path) -> tuple[int, list[list[int]]]:
+    """The number of finished epochs and the random generators' states after them."""
+    kept = read_json(path)
+    try:
+        return int(kept["epoch"]), [[int(number) for number in state] for state in kept["random"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{path} does not say which epoch is finished. Delete its folder and run again.") from error
+
+
+def _random_states(model: Any) -> list[Any]:
+    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
 
 
 def _one_cycle(peak: float, steps: int) -> Any:

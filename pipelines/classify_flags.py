@@ -32,7 +32,7 @@ def define() -> None:
     flags.DEFINE_string("model", "mobilenet_small", "mobilenet_small, a keras.applications name, a .keras or .h5 file.")
     flags.DEFINE_string("weights", None, "Published weights for a keras.applications name: imagenet.")
     flags.DEFINE_string("out_dir", None, "Where the run is written. Default: tflite_models/<dataset>_<model>.")
-    flags.DEFINE_enum("preset", "quick", sorted(PRESETS), "Defaults for other flags: smoke, quick or full.")
+    flags.DEFINE_enum("preset", "quick", sorted(PRESETS), _presets_in_words())
     flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "Start again where the folder holds another run.")
     flags.DEFINE_bool("strict", False, "Refuse a dataset with unreadable images instead of skipping them.")
@@ -46,8 +46,8 @@ def define() -> None:
     flags.DEFINE_float("input_std", None, "Divides them afterwards. Default: the same.")
     flags.DEFINE_integer("limit_images", None, "Use at most so many images of each split.", lower_bound=16)
 
-    flags.DEFINE_integer("train_epochs", None, "Training of the base model; 0 takes it as it is.", lower_bound=0)
-    flags.DEFINE_integer("finetune_epochs", None, "Training after each kind of pruning.", lower_bound=0)
+    flags.DEFINE_integer("train_epochs", None, "Training of the base; 0 takes it as it is. By preset.", lower_bound=0)
+    flags.DEFINE_integer("finetune_epochs", None, "Training after each kind of pruning. By preset.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 64, "Images in a training step.", lower_bound=2)
     flags.DEFINE_float("learning_rate", 3e-3, "Peak while the base model trains.", lower_bound=0)
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
@@ -70,6 +70,11 @@ def define() -> None:
     flags.DEFINE_float("max_drop", None, "Gate: points of test accuracy below base float32.")
     flags.DEFINE_integer("max_bytes", None, "Gate: size of the file.")
     flags.DEFINE_float("max_latency_ms", None, "Gate: median latency on this machine.")
+
+
+def _presets_in_words() -> str:
+    words = [f"{name}: {' '.join(f'--{flag}={value}' for flag, value in PRESETS[name].items())}." for name in PRESETS]
+    return " ".join(["Defaults for other flags.", *words])
 
 
 def apply_preset() -> None:

@@ -35,6 +35,8 @@ def classify() -> mp.Manifest:
     )
     first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
     images = dataset.calibration.images(FLAGS.calibration_images)
+    mp.check_recipes(FLAGS.recipes, images)
+    plan(base)  # a target that cannot be met is an error now, not after the training
     run = mp.Run(out_dir(), settings(dataset), steps(dataset, first, fine), FLAGS.overwrite)
 
     def fit(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any) -> Any:
@@ -56,16 +58,7 @@ def classify() -> mp.Manifest:
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
-        plan = mp.plan_channels(
-            model,
-            macs=FLAGS.macs,
-            importance=FLAGS.importance,
-            scope=FLAGS.scope,
-            round_to=FLAGS.round_to,
-            keep=FLAGS.keep,
-            seed=FLAGS.seed,
-        )
-        return mp.recalibrate(mp.prune_channels(model, plan), images)
+        return mp.recalibrate(mp.prune_channels(model, plan(model)), images)
 
     def measure(model: Any) -> dict[str, Any]:
         return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
@@ -83,6 +76,19 @@ def classify() -> mp.Manifest:
                 "control", lambda task: fit(mp.narrower(models["base"], macs), as_long, task, "control"), measure
             )
         return export_stages.export(run, models, dataset, export_settings())
+
+
+def plan(model: Any) -> mp.PruningPlan:
+    """Which channels c50 and c50_s80 lose."""
+    return mp.plan_channels(
+        model,
+        macs=FLAGS.macs,
+        importance=FLAGS.importance,
+        scope=FLAGS.scope,
+        round_to=FLAGS.round_to,
+        keep=FLAGS.keep,
+        seed=FLAGS.seed,
+    )
 
 
 def load() -> tuple[mp.Dataset, Any]:
@@ -149,4 +155,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     classify_flags.define()
-    app.run(main)
+    flags.adopt_module_key_flags(classify_flags)  # so that --help lists them
+    app.run(main, flags_parser=export_stages.parse)

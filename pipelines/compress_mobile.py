@@ -4,8 +4,8 @@
   python pipelines/compress_mobile.py --model=my.keras --images=path/to/photos --input_mean=127 --input_std=128
 
 Two models come out: `base`, and the same with channels removed until `--macs` of its multiply-accumulates are left and
-its batch-norm statistics measured anew where that helps. Each is written in every recipe, verified against its Keras model and timed on
-this machine; in the place of accuracy stands how often a file agrees with the unpruned model on the top-1 class.
+its batch-norm statistics measured anew where that helps. Each is written in every recipe, verified against its Keras
+model and timed on this machine; in the place of accuracy stands how often a file gives the unpruned model's class.
 
 Exit codes: 0 done; 2 bad input, one line says what.
 """
@@ -54,6 +54,7 @@ def compress() -> mp.Manifest:
     model, dataset = load()
     name = f"c{round(100 * FLAGS.macs)}"
     images = dataset.calibration.images(FLAGS.calibration_images)
+    mp.check_recipes(FLAGS.recipes, images)
     run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 50, **export_stages.STEPS}, FLAGS.overwrite)
 
     def cut() -> Any:
@@ -90,7 +91,7 @@ def labels(count: int) -> tuple[str, ...]:
     """The class names from --labels, or numbers."""
     if FLAGS.labels is None:
         return tuple(str(number) for number in range(count))
-    return mp.read_labels(FLAGS.labels, count)
+    return tuple(mp.read_labels(FLAGS.labels, count))
 
 
 def out_dir() -> Path:
@@ -132,4 +133,4 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    app.run(main, flags_parser=export_stages.parse)

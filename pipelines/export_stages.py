@@ -3,13 +3,16 @@
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich.box
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +30,9 @@ from mobileprune.report.markdown import table_head, table_row, write_markdown
 from mobileprune.report.words import comparison_with_control, goals
 from mobileprune.tflite_graph import read_graph
 from mobileprune.verify import reference_outputs, verify
+
+Key = tuple[str, str]
+"""A model's and a recipe's name."""
 
 # How long each stage takes beside a training step, roughly: for the time left.
 STEPS = {"convert": 250, "verify": 60, "evaluate": 120, "benchmark": 250, "report": 20}
@@ -54,7 +60,7 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
     }
     run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
     made = {key: run.kept_variant(*key, file) for key, file in files.items()}
-    checks = run.facts("verify", lambda task: _verify(task, models, dataset, settings, made))
+    checks = run.facts("verify", lambda task: _verify(task, models, dataset, settings, made, files))
     passed = {key: made[key] for key, file in files.items() if not checks[file]["failed"]}
     if not passed:
         first = files[next(iter(files))]
@@ -79,36 +85,46 @@ def _convert(task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings
     return {"calibration_images": len(calibration)}
 
 
-def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any) -> Json:
+def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any, files: Any) -> Json:
     images = dataset.validation.images(settings.verify_images)
     expected = {name: reference_outputs(model, images) for name, model in models.items()}
-    found: Json = {}
-    for done, ((name, recipe), variant) in enumerate(made.items()):
-        task.note(f"{name} {recipe}")
-        file = f"{settings.name}_{name}_{recipe}.tflite"
+
+    def check(key: Key, variant: Variant) -> Json:
         try:
-            report = verify(expected[name], variant, images, threads=settings.threads)
-            found[file] = {"failed": " ".join(report.failures), "report": report.to_json()}
+            report = verify(expected[key[0]], variant, images, threads=settings.threads)
         except InterpreterError as error:
-            found[file] = {"failed": str(error), "report": None}
-        task.advance((done + 1) * STEPS["verify"] // len(made))
-    return found
+            return {"failed": str(error), "report": None}
+        return {"failed": " ".join(report.failures), "report": report.to_json()}
+
+    return _for_each(task, "verify", made, files, check)
 
 
 def _evaluate(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, passed: Any, files: Any) -> Json:
     expected = None if settings.labelled else _predicted(models["base"], dataset)
-    found: Json = {}
-    for done, (key, variant) in enumerate(passed.items()):
-        task.note(" ".join(key))
+
+    def score(_: Key, variant: Variant) -> Json:
         if expected is None:
-            found[files[key]] = {
-                "accuracy": evaluate(variant, dataset.test.numpy_batches(256)),
-                "validation_accuracy": evaluate(variant, dataset.validation.numpy_batches(256)),
+            return {
+                "accuracy": evaluate(variant, dataset.test.numpy_batches(256), settings.threads),
+                "validation_accuracy": evaluate(variant, dataset.validation.numpy_batches(256), settings.threads),
             }
-        else:
-            pairs = zip(dataset.test.numpy_batches(64), expected, strict=True)
-            found[files[key]] = {"agreement": evaluate(variant, ((images, top) for (images, _), top in pairs))}
-        task.advance((done + 1) * STEPS["evaluate"] // len(passed))
+        pairs = zip(dataset.test.numpy_batches(64), expected, strict=True)
+        return {"agreement": evaluate(variant, ((images, top) for (images, _), top in pairs), settings.threads)}
+
+    return _for_each(task, "evaluate", passed, files, score)
+
+
+def _for_each(
+    task: mp.Task, stage: str, variants: Mapping[Key, Variant], files: Any, work: Callable[[Key, Variant], Json]
+) -> Json:
+    """What `work` says of each variant, by file name; as many at once as there are cores, each in its own process."""
+    found: Json = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {pool.submit(work, key, variant): key for key, variant in variants.items()}
+        for done, job in enumerate(as_completed(jobs), 1):
+            found[files[jobs[job]]] = job.result()
+            task.note(" ".join(jobs[job]))
+            task.advance(done * STEPS[stage] // len(jobs))
     return found
 
 
@@ -222,8 +238,8 @@ def show(manifest: Manifest, folder: Path) -> None:
         console.print(f"{words}: {folder / entry.file}")
     if sentence := comparison_with_control(manifest).replace("**", ""):
         console.print(sentence)
-    for entry in manifest.rejected:
-        console.print(f"Not shipped: {entry.file}: {entry.reason}")
+    for rejected in manifest.rejected:
+        console.print(f"Not shipped: {rejected.file}: {rejected.reason}")
     if manifest.dataset["skipped"]:
         console.print(f"Skipped {len(manifest.dataset['skipped'])} images; report.md names them.")
     console.print(f"Report: {folder / 'report.html'}")
@@ -236,6 +252,15 @@ def gate(manifest: Manifest, limits: Limits) -> int:
     good = meets(manifest, limits)
     print(f"Within all limits: {', '.join(good)}" if good else "No file is within all limits.")
     return 0 if good else 3
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """absl's own parser ends in a page of usage and exit code 1."""
+    try:
+        return list(flags.FLAGS(arguments))
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}; see --help", file=sys.stderr)
+        sys.exit(2)
 
 
 def run_pipeline(arguments: list[str], job: Callable[[], Manifest], folder: Callable[[], Path], limits: Limits) -> int:

@@ -25,8 +25,8 @@ def write_html(folder: Path, manifest: Manifest) -> Path:
         plots.append(plot(manifest, timed, [entry.latency[0].p50_ms for entry in timed], "latency on this host, ms"))
     text = environment.get_template("report.html.jinja").render(
         manifest=manifest,
-        head=table_head(manifest),
-        rows=[table_row(entry, baseline) for entry in manifest.variants],
+        head=("model", "recipe", *table_head(manifest)[1:]),
+        rows=[(entry, table_row(entry, baseline)[1:]) for entry in manifest.variants],
         recommended=set(manifest.recommended.values()),
         goals=goals(manifest),
         control=comparison_with_control(manifest).replace("**", ""),
@@ -42,10 +42,12 @@ def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], c
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
 
     models = list(dict.fromkeys(entry.model for entry in manifest.variants))
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mobileprune", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
         for entry, cost in zip(entries, costs, strict=True):
             axes.plot(
                 cost,
@@ -55,13 +57,16 @@ def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], c
                 markersize=8,
                 alpha=0.8,
             )
-        handles = [plt.Line2D([], [], color=f"C{at}", linewidth=4, label=model) for at, model in enumerate(models)]
+        handles = [Line2D([], [], color=f"C{at}", linewidth=4, label=model) for at, model in enumerate(models)]
         handles += [
-            plt.Line2D([], [], color="gray", marker=_MARKERS.get(recipe, "x"), linestyle="", label=recipe)
+            Line2D([], [], color="gray", marker=_MARKERS.get(recipe, "x"), linestyle="", label=recipe)
             for recipe in dict.fromkeys(entry.recipe for entry in entries)
         ]
-        axes.legend(handles=handles, fontsize="small")
+        figure.legend(handles=handles, fontsize="small", loc="outside right upper")
         axes.set_xscale("log")
+        for one in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            one(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        axes.tick_params(axis="x", which="both", labelsize="small", rotation=45)
         axes.set_xlabel(cost_name)
         axes.set_ylabel("test accuracy, %" if entries[0].accuracy is not None else "top-1 agreement, %")
         axes.grid(alpha=0.3, which="both")
