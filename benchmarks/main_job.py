@@ -43,9 +43,8 @@ def report(manifest: Manifest, seconds: float) -> None:
     print(f"base float32, test accuracy      {base.accuracy:.4f}")
     small, narrow = manifest.variant("c50", "int8"), manifest.variant("c50", "float32")
     if small is not None and small.accuracy is not None:
-        print(
-            f"c50 int8, test accuracy          {small.accuracy:.4f} ({100 * (small.accuracy - base.accuracy):+.2f} points)"
-        )
+        change = 100 * (small.accuracy - base.accuracy)
+        print(f"c50 int8, test accuracy          {small.accuracy:.4f} ({change:+.2f} points)")
         print(f"base float32 / c50 int8, size    {base.bytes / small.bytes:.2f}")
         if integer is not None:
             print(f"base int8 / c50 int8, size       {integer.bytes / small.bytes:.2f}")

@@ -71,7 +71,8 @@ class ChannelGraph:
         """The choice that removes the units with these roots: booleans by id, shape (ids,)."""
         gone = np.zeros(len(self._roots), bool)
         gone[removed_roots] = True
-        return ~gone[self._roots]
+        alive: np.ndarray = ~gone[self._roots]
+        return alive
 
     def cost(self, alive: np.ndarray) -> Cost:
         """MACs and parameters when only the channels in `alive` (booleans by id) are left."""
@@ -103,10 +104,10 @@ class ChannelGraph:
         for root, layers in makers.items():
             families[tuple(layers)].append(root)
         frozen = self.ids.frozen()
-        groups = []
-        for layers, roots in families.items():
+        groups: list[ChannelGroup] = []
+        for family, roots in families.items():
             reason = next((frozen[root] for root in roots if root in frozen), None)
-            groups.append(ChannelGroup(_unique_name(layers, groups), layers, np.array(sorted(roots)), reason))
+            groups.append(ChannelGroup(_unique_name(family, groups), family, np.array(sorted(roots)), reason))
         return groups
 
 

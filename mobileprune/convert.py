@@ -75,7 +75,7 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
         specifications = _specifications(model, batch)
         check_finite(model)
 
-        class Holder(tf.Module):  # type: ignore[misc]
+        class Holder(tf.Module):
             """Says which variables to freeze: given the Keras 3 model itself, the file comes out without weights."""
 
             def __init__(self) -> None:

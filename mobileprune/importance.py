@@ -17,7 +17,8 @@ def l1(graph: ChannelGraph, group: ChannelGroup, values: WeightValues, seed: int
 
 def l2(graph: ChannelGraph, group: ChannelGroup, values: WeightValues, seed: int) -> np.ndarray:
     """Root of the sum of squared weights over all coupled layers (Fang et al. 2023, "DepGraph", arXiv:2301.12900)."""
-    return np.sqrt(_coupled(graph, group, values, np.square))
+    root: np.ndarray = np.sqrt(_coupled(graph, group, values, np.square))
+    return root
 
 
 def batch_norm_scale(graph: ChannelGraph, group: ChannelGroup, values: WeightValues, seed: int) -> np.ndarray:
@@ -80,7 +81,8 @@ def _coupled(
         sizes = measure(values(weight.layer, weight.attribute).astype(np.float64))
         along = sizes.sum(axis=tuple(other for other in range(sizes.ndim) if other != axis))
         part = _per_unit(along, units, group)
-        total += part / max(float(part.mean()), np.finfo(np.float64).tiny)
+        with np.errstate(invalid="ignore"):  # `score` refuses what is not finite
+            total += part / max(float(part.mean()), np.finfo(np.float64).tiny)
     return total
 
 

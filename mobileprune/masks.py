@@ -30,7 +30,7 @@ def magnitude_mask(weights: np.ndarray, sparsity: float) -> np.ndarray:
     if kept in (0, sizes.size):
         return np.full(weights.shape, kept > 0)
     threshold = np.partition(sizes, sizes.size - kept)[sizes.size - kept]
-    mask = sizes > threshold
+    mask: np.ndarray = sizes > threshold
     ties = np.flatnonzero(sizes == threshold)
     mask[ties[: kept - np.count_nonzero(mask)]] = True
     return mask.reshape(weights.shape)

@@ -192,6 +192,8 @@ def with_head(model: Any, classes: int) -> Any:
 def gives_probabilities(model: Any) -> bool:
     """Whether the model's outputs are probabilities (it ends in a softmax) rather than logits."""
     layer = functional_graph(model).outputs[0]._keras_history.operation
+    if isinstance(layer, layers.Wrapper):  # while it is made sparse
+        layer = layer.layer
     name = getattr(getattr(layer, "activation", None), "__name__", "")
     return isinstance(layer, layers.Softmax) or name in {"softmax", "sigmoid"}
 

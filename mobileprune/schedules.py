@@ -97,7 +97,7 @@ class PolynomialDecay(PruningSchedule):
         if step < self.begin_step:
             return 0.0
         done = min(1.0, (step - self.begin_step) / (self.end_step - self.begin_step))
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * (1 - done) ** self.power
+        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * float((1 - done) ** self.power)
 
     def should_update(self, step: int) -> bool:
         return _acts_at(step, self.begin_step, self.end_step, self.frequency)

@@ -45,7 +45,7 @@ class _Projection(keras.constraints.Constraint):
 
 
 @keras.saving.register_keras_serializable(package="mobileprune")
-class PruneLowMagnitude(layers.Wrapper):
+class PruneLowMagnitude(keras.layers.Wrapper):
     """A layer whose smallest weights are kept at zero.
 
     Args:

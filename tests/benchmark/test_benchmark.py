@@ -1,0 +1,25 @@
+"""Timing one file."""
+
+import pytest
+
+import mobileprune as mp
+from mobileprune.errors import InterpreterError, SettingsError
+
+
+def test_one_file_is_timed(tmp_path):
+    model = mp.build_model("mobilenet_small", mp.Preprocess(32, 32, "grayscale"), classes=3)
+    (variant,) = mp.convert(model)
+    latency = mp.benchmark(variant)
+    assert latency.device.startswith("host (")
+    assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms
+    assert latency.runs > 0
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(SettingsError, match="Known: host"):
+        mp.benchmark(mp.Variant("m", "float32", b""), device="toaster")
+
+
+def test_a_file_that_is_none_is_an_error():
+    with pytest.raises(InterpreterError):
+        mp.benchmark(mp.Variant("m", "float32", b"no flatbuffer"))

@@ -1,0 +1,159 @@
+import keras
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES
+
+from mobileprune import channel_rules  # noqa: F401  (registers the rules)
+from mobileprune.channel_ids import ChannelIds, channel_vector, compact
+from mobileprune.errors import ModelError
+
+layers = keras.layers
+
+
+def chain(*parts, shape=(4, 4, 3)):
+    inputs = keras.Input(shape, name="image")
+    x = inputs
+    for part in parts:
+        x = part(x)
+    return keras.Model(inputs, x)
+
+
+def test_each_channel_that_a_weight_creates_has_its_own_id():
+    ids = ChannelIds(chain(layers.Conv2D(5, 1, name="a"), layers.ReLU(), layers.Conv2D(7, 1, name="b")))
+    created = np.concatenate([ids.outputs[name] for name in ("image", "a", "b")])
+    assert len(set(created.tolist())) == 3 + 5 + 7
+    kernel = ids.weights["b", "kernel"]
+    np.testing.assert_array_equal(kernel.axes[2], ids.outputs["a"])
+    np.testing.assert_array_equal(kernel.axes[3], ids.outputs["b"])
+    np.testing.assert_array_equal(ids.weights["b", "bias"].axes[0], ids.outputs["b"])
+
+
+def test_an_addition_makes_channels_one_and_a_chain_of_additions_all():
+    inputs = keras.Input((4,))
+    parts = [layers.Dense(3, name=name)(inputs) for name in "abc"]
+    model = keras.Model(inputs, layers.Dense(1)(layers.Add()([layers.Add()(parts[:2]), parts[2]])))
+    ids = ChannelIds(model)
+    roots = ids.roots()
+    np.testing.assert_array_equal(roots[ids.outputs["a"]], roots[ids.outputs["b"]])
+    np.testing.assert_array_equal(roots[ids.outputs["a"]], roots[ids.outputs["c"]])
+    assert len(set(roots[ids.outputs["a"]].tolist())) == 3
+
+
+def test_flatten_repeats_each_id_once_for_each_pixel():
+    ids = ChannelIds(chain(layers.Conv2D(2, 1, name="a"), layers.Flatten(), layers.Dense(1, name="head")))
+    np.testing.assert_array_equal(ids.weights["head", "kernel"].axes[0], np.tile(ids.outputs["a"], 16))
+
+
+def test_a_channel_shuffle_moves_the_ids():
+    shuffle = [layers.Reshape((4, 4, 2, 3)), layers.Permute((1, 2, 4, 3)), layers.Reshape((4, 4, 6))]
+    ids = ChannelIds(chain(layers.Conv2D(6, 1, name="a"), *shuffle, layers.Conv2D(1, 1, name="b")))
+    a = ids.outputs["a"]
+    np.testing.assert_array_equal(ids.weights["b", "kernel"].axes[2], a[[0, 3, 1, 4, 2, 5]])
+    roots = ids.roots()
+    np.testing.assert_array_equal(roots[a[:3]], roots[a[3:]])
+
+
+def test_a_shared_layer_creates_its_channels_once_and_its_macs_add_up():
+    left, right = keras.Input((4, 4, 3)), keras.Input((2, 2, 3))
+    tower = layers.Conv2D(5, 1, name="tower")
+    model = keras.Model([left, right], [tower(left), tower(right)])
+    ids = ChannelIds(model)
+    assert len(ids.outputs["tower"]) == 5
+    assert ids.weights["tower", "kernel"].positions == 16 + 4
+
+
+def test_inputs_and_outputs_are_frozen_with_their_reason():
+    ids = ChannelIds(chain(layers.Conv2D(5, 1, name="a"), layers.Conv2D(7, 1, name="b")))
+    frozen = ids.frozen()
+    assert {frozen[channel] for channel in ids.outputs["image"]} == {"model input"}
+    assert {frozen[channel] for channel in ids.outputs["b"]} == {"model output"}
+    assert not set(ids.outputs["a"].tolist()) & set(frozen)
+
+
+def test_a_reason_reaches_all_channels_that_were_made_one():
+    inputs = keras.Input((4,))
+    a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
+    ids = ChannelIds(keras.Model(inputs, [a, layers.Dense(1)(layers.Add()([a, b]))]))
+    roots = ids.roots()
+    assert {ids.frozen()[root] for root in roots[ids.outputs["b"]]} == {"model output"}
+
+
+def test_an_operation_without_a_rule_is_frozen_on_both_sides_and_named():
+    ids = ChannelIds(chain(layers.Conv2D(4, 1, name="a"), layers.LayerNormalization(name="ln"), layers.Conv2D(2, 1)))
+    frozen = ids.frozen()
+    for name in ("a", "ln:0"):
+        assert {frozen[channel] for channel in ids.outputs[name]} == {"LayerNormalization 'ln' has no channel rule"}
+
+
+def test_a_bare_operation_without_a_rule_is_frozen():
+    inputs = keras.Input((4,))
+    x = layers.Dense(3, name="a")(inputs)
+    ids = ChannelIds(keras.Model(inputs, layers.Dense(1)(keras.ops.cumsum(x, axis=-1))))
+    assert all("has no channel rule" in ids.frozen()[channel] for channel in ids.outputs["a"])
+
+
+def test_an_operation_without_a_rule_may_be_shared_by_tensors_of_different_widths():
+    noise = layers.AlphaDropout(0.1, name="noise")
+    ids = ChannelIds(chain(layers.Conv2D(5, 1), noise, layers.Conv2D(7, 1), noise, layers.Conv2D(2, 1)))
+    assert len(ids.outputs["noise:0"]) == 5
+    assert len(ids.outputs["noise:0:7"]) == 7
+
+
+def test_emitted_ids_are_used_in_the_place_of_fresh_ones():
+    model = chain(layers.Conv2D(3, 1, name="a"), layers.Conv2D(2, 1, name="b"))
+    ids = ChannelIds(model, emitted={"a": np.array([40, 7, 12])})
+    np.testing.assert_array_equal(ids.weights["b", "kernel"].axes[2], [40, 7, 12])
+    assert ids.outputs["b"].min() > 40
+    with pytest.raises(ModelError, match="a creates 3 channels where 2 were planned"):
+        ChannelIds(model, emitted={"a": np.array([0, 1])})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_weight_axis_has_an_id_for_each_of_its_entries(name):
+    model = ARCHITECTURES[name]()
+    ids = ChannelIds(model)
+    assert {name for name, _ in ids.weights} == {layer.name for layer in model.layers if layer.weights}
+    for weight in ids.weights.values():
+        assert weight.axes
+        for axis, array in weight.axes.items():
+            assert array.shape == (weight.shape[axis],)
+
+
+def test_nothing_of_the_model_is_changed():
+    model = ARCHITECTURES["residual"]()
+    config, weights = model.get_config(), model.get_weights()
+    ChannelIds(model)
+    assert model.get_config() == config
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_compact_cuts_constant_axes_only():
+    view = np.broadcast_to(np.array([1, 2, 3]), (4, 5, 3))
+    assert compact(view).tolist() == [[[1, 2, 3]]]
+    np.testing.assert_array_equal(compact(np.array([[1, 2], [2, 1]])), [[1, 2], [2, 1]])
+    assert compact(np.ascontiguousarray(view)).shape == (1, 1, 3)
+
+
+def test_channel_vector_is_none_when_space_matters():
+    assert channel_vector(np.broadcast_to(np.array([1, 2]), (3, 2))).tolist() == [1, 2]
+    assert channel_vector(np.array([[1, 2], [3, 4]])) is None
+    assert channel_vector(np.full((2, 3), 9)).tolist() == [9, 9, 9]
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__(name="own")
+        self.dense = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def test_models_whose_graph_cannot_be_read_are_refused():
+    model = Subclassed()
+    model(np.zeros((1, 3)))
+    with pytest.raises(ModelError, match=r"'own' \(Subclassed\) is subclassed"):
+        ChannelIds(model)
+    with pytest.raises(ModelError, match="has no input shape"):
+        ChannelIds(keras.Sequential([layers.Dense(2)]))

@@ -1,0 +1,281 @@
+import dataclasses
+import functools
+import json
+
+import keras
+import numpy as np
+import pytest
+from architectures import ARCHITECTURES, randomise
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mobileprune.channel_groups import ChannelGraph, channel_groups
+from mobileprune.errors import OutputError, PlanError
+from mobileprune.importance import score
+from mobileprune.inspect import model_facts
+from mobileprune.plan import PruningPlan, plan_channels
+from mobileprune.surgery import prune_channels
+
+layers = keras.layers
+FREE_LAYERS = {"stem": 32, "wide": 48, "odd": 20, "small": 8}
+
+
+@functools.cache
+def model():
+    """Built once: planning never changes it."""
+    made = keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            *(layers.Conv2D(width, 3, padding="same", name=name) for name, width in FREE_LAYERS.items()),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(5, name="head", activation="softmax"),
+        ],
+        name="chain",
+    )
+    return randomise(made)
+
+
+def kept(plan):
+    return {entry.group: entry.size - len(entry.remove) for entry in plan.groups}
+
+
+def scores_of(importance, seed=0):
+    graph = ChannelGraph(model())
+    return {
+        group.name: score(
+            graph, group, importance, lambda layer, name: np.asarray(getattr(graph.ids.layers[layer], name)), seed
+        )
+        for group in graph.groups
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["macs", "params"]),
+    st.floats(0.01, 1),
+    st.sampled_from(["global", "local"]),
+    st.sampled_from([1, 3, 4, 8, 16]),
+    st.sampled_from([0.3, 0.75, 0.9]),
+    st.sampled_from(["l1", "l2", "random"]),
+)
+def test_a_plan_keeps_its_budget_its_multiples_and_its_largest_share_or_is_refused(
+    target, wanted, scope, round_to, max_ratio, importance
+):
+    before = getattr(model_facts(model()), target)
+    arguments = {"scope": scope, "round_to": round_to, "max_ratio": max_ratio, "importance": importance}
+    try:
+        plan = plan_channels(model(), **{target: wanted}, **arguments)
+    except PlanError as error:
+        floor = int(str(error).split("below ")[1].split(" ")[0].replace(",", ""))
+        assert floor > wanted * before
+        reached = plan_channels(model(), **{target: float(floor)}, **arguments)
+        assert getattr(reached, target) == floor
+        return
+    assert getattr(plan, target) <= wanted * before
+    for name, left in kept(plan).items():
+        size = FREE_LAYERS.get(name)
+        if size is None:
+            continue
+        assert left == size or left % round_to == 0
+        assert left >= size * (1 - max_ratio) - 1e-9
+        assert left >= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.1, 0.9), st.sampled_from(["l1", "l2", "random"]), st.sampled_from(["global", "local"]))
+def test_what_goes_scores_no_higher_than_what_stays(wanted, importance, scope):
+    plan = plan_channels(model(), macs=wanted, importance=importance, scope=scope, round_to=1)
+    scores = scores_of(importance)
+    for entry in plan.groups:
+        if not entry.remove:
+            continue
+        gone = np.isin(np.arange(entry.size), entry.remove)
+        assert scores[entry.group][gone].max() <= scores[entry.group][~gone].min()
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_a_fine_rounding_comes_close_to_the_target(scope):
+    plan = plan_channels(model(), macs=0.5, scope=scope, round_to=1)
+    assert 0.47 * plan.macs_before < plan.macs <= 0.5 * plan.macs_before
+
+
+def test_a_target_above_one_is_absolute():
+    plan = plan_channels(model(), macs=400_000, round_to=1)
+    assert plan.macs <= 400_000
+    assert plan.macs_before == model_facts(model()).macs
+    assert plan_channels(model(), params=5_000, round_to=1).params <= 5_000
+
+
+def test_a_target_that_is_met_already_removes_nothing():
+    for arguments in ({"macs": 1.0}, {"params": 1}, {"macs": 10**12}):
+        plan = plan_channels(model(), **arguments)
+        assert not any(entry.remove for entry in plan.groups)
+        assert (plan.macs, plan.params) == (plan.macs_before, plan.params_before)
+
+
+def test_a_ratio_removes_the_same_share_of_every_group():
+    plan = plan_channels(model(), ratio=0.25, round_to=1)
+    assert {name: kept(plan)[name] for name in FREE_LAYERS} == {"stem": 24, "wide": 36, "odd": 15, "small": 6}
+
+
+def test_local_removes_alike_where_global_follows_the_scores():
+    made = randomise(keras.models.clone_model(model()))
+    wide = made.get_layer("wide")
+    kernel = np.array(wide.kernel)
+    kernel[..., :40] *= 1e-3
+    wide.kernel.assign(kernel)
+    made.get_layer("odd").kernel.assign(np.array(made.get_layer("odd").kernel) * np.r_[[1e-3] * 40, [1] * 8][:, None])
+    together = kept(plan_channels(made, macs=0.6, scope="global", round_to=1))
+    alike = kept(plan_channels(made, macs=0.6, scope="local", round_to=1))
+    assert together["wide"] / 48 < together["stem"] / 32 - 0.2
+    shares = [alike[name] / size for name, size in FREE_LAYERS.items()]
+    assert max(shares) - min(shares) < 0.15
+
+
+def test_rounding_leaves_groups_whole_that_are_no_larger():
+    left = kept(plan_channels(model(), ratio=0.5, round_to=8))
+    assert left == {"image": 3, "stem": 16, "wide": 24, "odd": 8, "small": 8, "head": 5}
+
+
+def test_channels_of_inputs_outputs_and_softmax_stay_with_their_reason():
+    plan = plan_channels(model(), ratio=0.9, round_to=1)
+    entries = {entry.group: entry for entry in plan.groups}
+    assert (entries["image"].remove, entries["image"].frozen) == ((), "model input")
+    assert entries["head"].remove == ()
+    assert entries["head"].frozen == "softmax of 'head' reads all channels at once"
+    assert all(entries[name].frozen is None and entries[name].remove for name in FREE_LAYERS)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_frozen_group_loses_nothing_in_any_architecture(name):
+    made = ARCHITECTURES[name]()
+    frozen = {group.name: group.frozen for group in channel_groups(made) if group.frozen}
+    plan = plan_channels(made, ratio=0.9, round_to=1)
+    assert {entry.group: entry.frozen for entry in plan.groups if entry.frozen} == frozen
+    assert not any(entry.remove for entry in plan.groups if entry.group in frozen)
+    assert sum(bool(entry.remove) for entry in plan.groups) == len(plan.groups) - len(frozen)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_cost_in_the_plan_is_the_cost_of_the_smaller_model(name):
+    made = ARCHITECTURES[name]()
+    plan = plan_channels(made, macs=0.6, round_to=2)
+    facts = model_facts(prune_channels(made, plan))
+    assert (facts.macs, facts.params) == (plan.macs, plan.params)
+    before = model_facts(made)
+    assert (before.macs, before.params) == (plan.macs_before, plan.params_before)
+
+
+def test_keep_patterns_keep_whole_groups_and_say_so():
+    plan = plan_channels(model(), ratio=0.5, round_to=1, keep=["st*", "odd"])
+    entries = {entry.group: entry for entry in plan.groups}
+    assert entries["stem"].frozen == "kept by 'st*'"
+    assert entries["odd"].frozen == "kept by 'odd'"
+    assert not entries["stem"].remove
+    assert not entries["odd"].remove
+    assert len(entries["wide"].remove) == 24
+
+
+def test_keep_reaches_a_group_by_any_of_its_layers():
+    inputs = keras.Input((4,))
+    parts = [layers.Dense(8, name=name)(inputs) for name in ("first", "second")]
+    made = keras.Model(inputs, layers.Dense(2)(layers.Add()(parts)))
+    for name in ("first", "second"):
+        plan = plan_channels(made, ratio=0.5, round_to=1, keep=[name])
+        assert not any(entry.remove for entry in plan.groups)
+
+
+def test_a_keep_pattern_without_a_match_lists_the_layers():
+    with pytest.raises(PlanError, match=r"keep='block_\*' matches no layer.*stem, wide, odd, small, head"):
+        plan_channels(model(), macs=0.5, keep=["block_*"])
+
+
+def test_an_unreachable_target_tells_the_floor_and_the_way_out():
+    with pytest.raises(
+        PlanError, match=r"macs cannot go below ([\d,]+) \(\d+% of the model\).*lower round_to"
+    ) as caught:
+        plan_channels(model(), macs=0.001, round_to=8)
+    floor = float(str(caught.value).split("below ")[1].split(" ")[0].replace(",", ""))
+    assert plan_channels(model(), macs=floor, round_to=8).macs == floor
+    with pytest.raises(PlanError, match="cannot go below"):
+        plan_channels(model(), macs=floor - 1, round_to=8)
+
+
+def test_a_model_that_is_kept_whole_has_itself_for_a_floor():
+    with pytest.raises(PlanError, match="100% of the model"):
+        plan_channels(model(), params=0.9, keep=["*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({}, "exactly one target of macs, params, ratio. Received: none"),
+        ({"macs": 0.5, "ratio": 0.5}, "exactly one target"),
+        ({"macs": 0}, "leaves no channels"),
+        ({"macs": -1}, "leaves no channels"),
+        ({"params": float("nan")}, "leaves no channels"),
+        ({"ratio": 0.0}, "leaves no channels"),
+        ({"ratio": 1.0}, "leaves no channels"),
+        ({"ratio": 1.5}, "leaves no channels"),
+        ({"ratio": 0.95}, "max_ratio=0.9"),
+        ({"ratio": 0.5, "max_ratio": 0.25}, "max_ratio=0.25"),
+        ({"macs": 0.5, "round_to": 0}, "round_to"),
+        ({"macs": 0.5, "max_ratio": 0.0}, "max_ratio"),
+        ({"macs": 0.5, "max_ratio": 1.0}, "max_ratio"),
+        ({"macs": 0.5, "scope": "everywhere"}, "'everywhere'. Known: global, local"),
+        ({"macs": 0.5, "importance": "taylor"}, "'taylor'. Known: l1"),
+    ],
+)
+def test_senseless_arguments_are_refused(arguments, says):
+    with pytest.raises(PlanError, match=says):
+        plan_channels(model(), **arguments)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    made = keras.models.clone_model(model())
+    made.get_layer("odd").kernel.assign(np.full(made.get_layer("odd").kernel.shape, np.nan))
+    with pytest.raises(PlanError, match="not all finite"):
+        plan_channels(made, macs=0.5)
+
+
+def test_weights_that_are_all_zero_can_be_planned():
+    made = keras.models.clone_model(model())
+    for variable in made.weights:
+        variable.assign(np.zeros(variable.shape))
+    for scope in ("global", "local"):
+        plan = plan_channels(made, macs=0.5, scope=scope)
+        assert plan.macs <= 0.5 * plan.macs_before
+
+
+def test_a_plan_goes_through_json_and_a_file(tmp_path):
+    plan = plan_channels(model(), macs=0.5, keep=["stem"])
+    assert PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    path = plan.save(tmp_path / "plans" / "plan.json")
+    assert PruningPlan.load(path) == plan
+    assert json.loads(path.read_text())["target"] == "macs=0.5"
+    assert dataclasses.replace(plan, macs=plan.macs + 1) != PruningPlan.load(path)
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"model": "chain"}')
+    with pytest.raises(OutputError, match="Not a complete PruningPlan"):
+        PruningPlan.load(path)
+    path.write_text('{"channels": 3}')
+    with pytest.raises(OutputError, match="no field 'channels'"):
+        PruningPlan.load(path)
+
+
+def test_a_plan_is_the_same_every_time_and_random_ones_follow_their_seed():
+    assert plan_channels(model(), macs=0.5) == plan_channels(model(), macs=0.5)
+    plans = [plan_channels(model(), macs=0.5, importance="random", seed=seed) for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_planning_leaves_the_model_as_it_is():
+    made = randomise(ARCHITECTURES["inverted_residual"]())
+    before, config = made.get_weights(), made.get_config()
+    plan_channels(made, macs=0.5)
+    assert made.get_config() == config
+    for one, other in zip(before, made.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
