@@ -60,8 +60,9 @@ def recommend(variants: Sequence[VariantRecord], tolerated_drop: float) -> dict[
 
 
 def baseline_of(variants: Sequence[VariantRecord]) -> VariantRecord:
-    """The base model's float32 file, or the first one when that did not pass."""
-    return next((entry for entry in variants if (entry.model, entry.recipe) == ("base", "float32")), variants[0])
+    """The base model's float32 file, else its first file, else the first of all; reports name which it is."""
+    base = [entry for entry in variants if entry.model == "base"] or list(variants)
+    return next((entry for entry in base if entry.recipe == "float32"), base[0])
 
 
 def meets(manifest: Manifest, limits: Limits) -> list[str]:

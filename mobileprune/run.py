@@ -4,6 +4,7 @@ A stage's result is written when it is complete, and atomically; a stage whose r
 """
 
 import dataclasses
+import fcntl
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from mobileprune.records import Json, Stage, Variant
 from mobileprune.train import load_checkpoint, save_checkpoint
 
 # Names that `write_bytes` and `save_checkpoint` give to files that are not whole yet.
+_LOCK = "lock"
 _TEMPORARY = re.compile(r"\..+\.(json|md|html|tflite)\.[a-z0-9_]{8}|\.\d+_.+\.keras")
 
 
@@ -58,26 +60,30 @@ class Run:
         self.checkpoints = out_dir / "checkpoints"
         self.stages: list[Stage] = []
         self._steps = dict(steps)
+        self._lock()
         if overwrite:
             self._clear()
         self._claim(dict(settings))
         self._sweep()
         self.progress = Progress(self._steps)
 
-    def model(self, name: str, make: Callable[[Task], Any], measure: Callable[[Any], Json]) -> Any:
+    def model(
+        self, name: str, make: Callable[[Task], Any], measure: Callable[[Any], Json], epochs: int | None = None
+    ) -> Any:
         """The model that `make` makes, or the one that an earlier run with these settings kept.
 
         Args:
             name: the stage, and the model's name (`base`, `s80`, …).
             make: does the work.
             measure: what the stage's record says of the model: fields of `Stage`.
+            epochs: passes over the training images that `make` takes, for the record.
         """
         kept = self.checkpoints / f"{name}.keras"
         made: list[Any] = []
 
         def work(task: Task) -> Json:
             model = make(task)
-            facts = measure(model)
+            facts = {"model": name, "epochs": epochs, **measure(model)}
             save_checkpoint(model, kept)
             made.append(model)
             return facts
@@ -131,11 +137,26 @@ class Run:
             self.progress.finish(stage)
         self.stages.append(stage)
 
+    def _lock(self) -> None:
+        """Keeps a second process out of the folder for as long as this one lives; the system lifts it in any case."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock_file = open(self.checkpoints / _LOCK, "w")  # noqa: SIM115  (held until the process ends)
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"Another run works in {self.out_dir}. Wait, or choose another --out_dir.") from error
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write {self.checkpoints}: {error.strerror}. Choose another --out_dir."
+            ) from error
+
     def _clear(self) -> None:
         try:
-            shutil.rmtree(self.checkpoints)
-        except FileNotFoundError:
-            pass
+            for path in self.checkpoints.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != _LOCK:
+                    path.unlink()
         except OSError as error:
             raise OutputError(
                 f"Cannot clear {self.checkpoints}: {error.strerror}. Choose another --out_dir."

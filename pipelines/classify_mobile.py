@@ -51,7 +51,7 @@ def classify() -> mp.Manifest:
         )
 
     def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
-        end = max(1, int(0.75 * fine.steps(len(dataset.train))))
+        end = max(1, int(0.6 * fine.steps(len(dataset.train))))
         zeros = min(mp.sparsity(model), FLAGS.sparsity)
         schedule = mp.PolynomialDecay(zeros, FLAGS.sparsity, begin_step=0, end_step=end, frequency=max(1, end // 40))
         wrapped = mp.prune_low_magnitude(model, schedule, nested=True)
@@ -60,20 +60,25 @@ def classify() -> mp.Manifest:
     def cut(model: Any) -> Any:
         return mp.recalibrate(mp.prune_channels(model, plan(model)), images)
 
+    def narrow(models: dict[str, Any]) -> Any:
+        mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
+        return mp.narrower(models["base"], mp.model_facts(models["c50"]).macs)
+
     def measure(model: Any) -> dict[str, Any]:
         return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
 
     with run.progress:
-        models = {"base": run.model("base", lambda task: fit(base, first, task, "base"), measure)}
-        models["s80"] = run.model("s80", lambda task: sparsify(models["base"], task, "s80"), measure)
-        models["c50"] = run.model("c50", lambda task: fit(cut(models["base"]), fine, task, "c50"), measure)
+        models = {"base": run.model("base", lambda task: fit(base, first, task, "base"), measure, first.epochs)}
+        models["s80"] = run.model("s80", lambda task: sparsify(models["base"], task, "s80"), measure, fine.epochs)
+        models["c50"] = run.model("c50", lambda task: fit(cut(models["base"]), fine, task, "c50"), measure, fine.epochs)
         # Channels first, then the zeros: those that are left stay, and what is missing to the target is added.
-        models["c50_s80"] = run.model("c50_s80", lambda task: sparsify(cut(models["s80"]), task, "c50_s80"), measure)
+        models["c50_s80"] = run.model(
+            "c50_s80", lambda task: sparsify(cut(models["s80"]), task, "c50_s80"), measure, fine.epochs
+        )
         if FLAGS.control:
             as_long = dataclasses.replace(first, epochs=first.epochs + fine.epochs)
-            macs = mp.model_facts(models["c50"]).macs
             models["control"] = run.model(
-                "control", lambda task: fit(mp.narrower(models["base"], macs), as_long, task, "control"), measure
+                "control", lambda task: fit(narrow(models), as_long, task, "control"), measure, as_long.epochs
             )
         return export_stages.export(run, models, dataset, export_settings())
 

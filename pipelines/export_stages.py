@@ -22,7 +22,17 @@ from mobileprune.data import Dataset
 from mobileprune.errors import InterpreterError, SettingsError, VerificationError
 from mobileprune.evaluate import evaluate
 from mobileprune.files import write_bytes
-from mobileprune.manifest import SCHEMA, dataset_facts, gzip_bytes, host, own_version, versions, write_manifest
+from mobileprune.manifest import FILE as MANIFEST_FILE
+from mobileprune.manifest import (
+    SCHEMA,
+    dataset_facts,
+    gzip_bytes,
+    host,
+    own_version,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from mobileprune.recommend import Limits, baseline_of, meets, recommend
 from mobileprune.records import Json, Latency, Manifest, ModelPort, Port, Rejected, Variant, VariantRecord, Verification
 from mobileprune.report.html import write_html
@@ -210,16 +220,31 @@ def _report(
     )
 
     def write(task: mp.Task) -> Json:
-        for key, variant in made.items():
-            if not checks[files[key]]["failed"]:
-                write_bytes(run.out_dir / files[key], variant.content)
-        write_markdown(run.out_dir, manifest)
-        write_html(run.out_dir, manifest)
-        write_manifest(run.out_dir, manifest)
+        _forget(run.out_dir)
+        written: list[Path] = []
+        try:
+            for key, variant in made.items():
+                if not checks[files[key]]["failed"]:
+                    written.append(write_bytes(run.out_dir / files[key], variant.content))
+            write_markdown(run.out_dir, manifest)
+            write_html(run.out_dir, manifest)
+            write_manifest(run.out_dir, manifest)
+        except mp.MobilePruneError:
+            for path in written:  # files that no manifest describes must not be taken for results
+                path.unlink(missing_ok=True)
+            raise
         return {}
 
     run.facts("report", write)
     return manifest
+
+
+def _forget(folder: Path) -> None:
+    """Removes what an earlier run wrote here, as far as its manifest lists it."""
+    if (folder / MANIFEST_FILE).exists():
+        for entry in read_manifest(folder).variants:
+            (folder / Path(entry.file).name).unlink(missing_ok=True)
+        (folder / MANIFEST_FILE).unlink()
 
 
 def show(manifest: Manifest, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """One finished run of the main job in its smallest settings, made once and shared by all tests and test processes."""
 
 import fcntl
-import functools
 import os
 import subprocess
 import sys
@@ -26,7 +25,6 @@ def smoke_flags(folder: Path) -> tuple[str, ...]:
     return (*SMOKE, f"--out_dir={folder}")
 
 
-@functools.cache
 def finished_smoke_run(tmp_path_factory) -> tuple[Path, str]:
     """The run's folder, for reading only, and what it printed."""
     base = tmp_path_factory.getbasetemp()

@@ -25,6 +25,7 @@ def write_html(folder: Path, manifest: Manifest) -> Path:
         plots.append(plot(manifest, timed, [entry.latency[0].p50_ms for entry in timed], "latency on this host, ms"))
     text = environment.get_template("report.html.jinja").render(
         manifest=manifest,
+        baseline=baseline,
         head=("model", "recipe", *table_head(manifest)[1:]),
         rows=[(entry, table_row(entry, baseline)[1:]) for entry in manifest.variants],
         recommended=set(manifest.recommended.values()),

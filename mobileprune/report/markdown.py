@@ -47,6 +47,7 @@ def write_markdown(folder: Path, manifest: Manifest) -> Path:
     text = environment.get_template("report.md.jinja").render(
         manifest=manifest,
         head=table_head(manifest),
+        baseline=baseline,
         rows=[table_row(entry, baseline) for entry in manifest.variants],
         goals=goals(manifest),
         control=comparison_with_control(manifest),

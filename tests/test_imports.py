@@ -1,0 +1,246 @@
+"""Who may import whom. The rules are data; the checker reads every module's syntax tree and runs nothing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from smoke_run import ROOT
+
+# From the bottom up. A module imports modules of lower layers only: those of one layer are stages or tools side by
+# side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
+LAYERS = (
+    {"errors", "tflite_worker"},
+    {"schedules", "masks", "noise", "files", "graph", "tflite_graph", "tflite_runner", "benchmark.statistics"},
+    {"records", "datasets.fashion_mnist"},
+    {"preprocess", "sparsify", "channel_ids", "recommend", "recipes", "evaluate", "verify", "benchmark.host", "models"},
+    {"image_folder", "channel_rules", "convert", "benchmark", "progress", "report.words"},
+    {"splits", "channel_groups", "report.markdown", "datasets.make_fashion_mnist"},
+    {"data", "importance", "inspect", "report.html"},
+    {"plan", "train", "manifest"},
+    {"surgery", "run"},
+    {"cli"},
+)
+# `mobileprune` and these packages only name what they hold.
+EMPTY = {"", "datasets", "report"}
+
+# Foreign packages that only some modules may import, wherever the import stands.
+ALLOWED = {
+    "keras": {
+        *(
+            "graph",
+            "channel_ids",
+            "channel_rules",
+            "channel_groups",
+            "surgery",
+            "sparsify",
+            "models",
+            "train",
+            "convert",
+        ),
+        "datasets.fashion_mnist",  # its download, inside a function
+    },
+    "tensorflow": {"convert", "noise", "splits"},
+    "ai_edge_litert": {"tflite_graph", "tflite_worker"},
+    "litert_quantizer": {"recipes"},
+    "tensorflow_model_optimization": set(),
+    "tf_keras": set(),
+    "matplotlib": {"report.html"},
+    "jinja2": {"report.html", "report.markdown"},
+    "rich": {"progress", "cli"},
+}
+# Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
+LAZY = {"splits", "noise"}
+
+
+def sources(package: Path) -> dict[str, ast.Module]:
+    """Each module's syntax tree by its name inside the package."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of everything that is imported, in functions too; of `from a import b` both `a` and `a.b`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_imports(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Modules of the package that a module imports."""
+    names = {name.removeprefix("mobileprune.") for name in imported(tree) if name.startswith("mobileprune.")}
+    return names & modules
+
+
+def top_level(tree: ast.Module) -> ast.Module:
+    """The module without what its functions import."""
+
+    class WithoutFunctions(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return ast.Pass()
+
+    copy = ast.parse(ast.unparse(tree))
+    return WithoutFunctions().visit(copy)
+
+
+def layer_of(name: str) -> int | None:
+    return next((number for number, layer in enumerate(LAYERS) if name in layer), None)
+
+
+def interop(name: str) -> bool:
+    return name.split(".")[0] == "interop"
+
+
+def violations(modules: dict[str, ast.Module]) -> list[str]:
+    """Every broken rule as a sentence."""
+    found = []
+    for name, tree in modules.items():
+        if interop(name):
+            continue
+        level = layer_of(name)
+        own = own_imports(tree, set(modules))
+        if name in EMPTY:
+            found += [f"{name or 'mobileprune'} imports {other}" for other in sorted(own)]
+        elif level is None:
+            found.append(f"{name} is in no layer")
+        for other in sorted(own - EMPTY):
+            below = layer_of(other)
+            if name not in EMPTY and level is not None and (below is None or below >= level):
+                found.append(f"{name} imports {other}, which is not below it")
+        roots = {full.split(".")[0] for full in imported(tree)}
+        for package, users in ALLOWED.items():
+            if package in roots and name not in users:
+                found.append(f"{name} imports {package}")
+        if name in LAZY and "tensorflow" in {full.split(".")[0] for full in imported(top_level(tree))}:
+            found.append(f"{name} imports tensorflow when it is imported")
+        if roots & {"pipelines", "classify_mobile", "classify_flags", "export_stages", "tests"}:
+            found.append(f"{name} imports a pipeline or a test")
+        if any(full.startswith(".") for full in imported(tree)):
+            found.append(f"{name} has a relative import")
+        if name != "convert" and "TFLiteConverter" in mentioned(tree):
+            found.append(f"{name} mentions TFLiteConverter")
+    return found
+
+
+def mentioned(tree: ast.AST) -> set[str]:
+    """Every name and attribute in the code."""
+    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    return names | {full.rsplit(".", 1)[-1] for full in imported(tree)}
+
+
+def cycles(modules: dict[str, ast.Module]) -> list[list[str]]:
+    """Chains of modules that import each other, in functions too."""
+    graph = {name: own_imports(tree, set(modules)) - {name} for name, tree in modules.items()}
+    found, finished = [], set()
+
+    def walk(name: str, chain: list[str]) -> None:
+        if name in chain:
+            found.append([*chain[chain.index(name) :], name])
+        elif name not in finished:
+            for other in sorted(graph[name]):
+                walk(other, [*chain, name])
+            finished.add(name)
+
+    for name in graph:
+        walk(name, [])
+    return found
+
+
+@pytest.fixture(scope="module")
+def package():
+    return sources(ROOT / "mobileprune")
+
+
+def test_every_module_keeps_the_rules(package):
+    assert violations(package) == []
+
+
+def test_no_modules_import_each_other_in_a_circle(package):
+    assert cycles(package) == []
+
+
+def test_only_convert_builds_a_converter(package):
+    assert [name for name, tree in package.items() if "TFLiteConverter" in mentioned(tree)] == ["convert"]
+
+
+def test_the_layers_name_modules_that_exist(package):
+    named = set().union(*LAYERS)
+    assert len(named) == sum(map(len, LAYERS))
+    assert named - set(package) <= {"cli"}
+
+
+def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
+    # Not even through what they import.
+    graph = {name: own_imports(tree, set(package)) for name, tree in package.items()}
+    for start in (
+        "tflite_graph",
+        "tflite_runner",
+        "tflite_worker",
+        "evaluate",
+        "verify",
+        "benchmark",
+        "benchmark.host",
+    ):
+        reached, waiting = set(), [start]
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting += graph[name]
+        heavy = {"keras", "tensorflow", "tf_keras", "tensorflow_model_optimization"}
+        assert [name for name in reached if {full.split(".")[0] for full in imported(package[name])} & heavy] == []
+
+
+def test_the_worker_stands_alone(package):
+    # It starts in milliseconds because it imports nothing of the package.
+    assert own_imports(package["tflite_worker"], set(package)) == set()
+
+
+def test_pipelines_hold_no_training_and_no_converter():
+    for path in sorted((ROOT / "pipelines").glob("*.py")):
+        names = mentioned(ast.parse(path.read_text(encoding="utf-8")))
+        assert not names & {"TFLiteConverter", "compile_classifier", "load_checkpoint", "GradientTape"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "said"),
+    [
+        ("verify", "import keras", "verify imports keras"),
+        ("evaluate", "from tensorflow import lite", "evaluate imports tensorflow"),
+        ("tflite_runner", "def f():\n    import keras", "tflite_runner imports keras"),
+        ("masks", "from keras import ops", "masks imports keras"),
+        ("verify", "from mobileprune.evaluate import accuracy", "verify imports evaluate, which is not below it"),
+        ("errors", "from mobileprune.records import Stage", "errors imports records, which is not below it"),
+        ("sparsify", "from mobileprune import plan", "sparsify imports plan, which is not below it"),
+        ("train", "from mobileprune.sparsify import sparsity\nfrom mobileprune import run", "train imports run"),
+        ("surgery", "import tf_keras", "surgery imports tf_keras"),
+        ("sparsify", "import tensorflow_model_optimization", "sparsify imports tensorflow_model_optimization"),
+        ("manifest", "import export_stages", "manifest imports a pipeline or a test"),
+        ("train", "from .data import Dataset", "train has a relative import"),
+        ("recipes", "def f(tf):\n    return tf.lite.TFLiteConverter", "recipes mentions TFLiteConverter"),
+        ("splits", "import tensorflow as tf", "splits imports tensorflow when it is imported"),
+        ("surprise", "import os", "surprise is in no layer"),
+        ("", "from mobileprune import records", "mobileprune imports records"),
+    ],
+)
+def test_a_planted_violation_is_noticed(package, name, line, said):
+    assert any(sentence.startswith(said) for sentence in violations({**package, name: ast.parse(line)}))
+
+
+def test_a_planted_circle_is_noticed(package):
+    planted = {**package, "errors": ast.parse("def f():\n    from mobileprune.run import Run")}
+    assert any({"errors", "run"} <= set(chain) for chain in cycles(planted))
+
+
+def test_interop_may_import_what_others_may_not(package):
+    planted = {**package, "interop.tfmot": ast.parse("import tf_keras, tensorflow_model_optimization")}
+    assert violations(planted) == []
