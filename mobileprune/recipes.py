@@ -94,6 +94,8 @@ def make_variants(
 
 def check_recipes(recipes: Sequence[str], calibration: Any | None) -> list[str]:
     """The recipes among `recipes` that need calibration; refuses unknown names, and such recipes without data."""
+    if not recipes:
+        raise ConversionError(f"No recipe was named. Known: {known_names(RECIPES)}.")
     needing = [name for name in recipes if recipe_named(name).needs_calibration]
     if needing and calibration is None:
         raise ConversionError(

@@ -5,7 +5,7 @@ from __future__ import annotations  # naming a Keras-side class in a signature m
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,19 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
     scores = run.facts("evaluate", lambda task: _evaluate(task, models, dataset, settings, passed, files))
     times = run.facts("benchmark", lambda task: _benchmark(task, settings, passed, files))
     figures = {model: mp.model_facts(keras_model) for model, keras_model in models.items()}
+    # A file that fails in any stage does not ship; the first failure is the reason.
+    failed = {file: _failure(stage.get(file, {}) for stage in (checks, scores, times)) for file in files.values()}
+    shipped = {files[key]: variant for key, variant in passed.items() if not failed[files[key]]}
     variants = tuple(
-        _record(files[key], variant, figures[key[0]], checks[files[key]], scores[files[key]], times[files[key]])
-        for key, variant in passed.items()
+        _record(file, variant, figures[variant.model], checks[file]["report"], scores[file], times[file]["latency"])
+        for file, variant in shipped.items()
     )
-    return _report(run, models, dataset, settings, variants, made, checks, files)
+    rejected = tuple(Rejected(file, reason) for file, reason in failed.items() if reason)
+    return _report(run, models["base"], dataset, settings, variants, rejected, shipped)
+
+
+def _failure(results: Iterable[Json]) -> str:
+    return next((result["failed"] for result in results if result.get("failed")), "")
 
 
 def _convert(task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings: ExportSettings, files: Any) -> Json:
@@ -100,10 +108,7 @@ def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettin
     expected = {name: reference_outputs(model, images) for name, model in models.items()}
 
     def check(key: Key, variant: Variant) -> Json:
-        try:
-            report = verify(expected[key[0]], variant, images, threads=settings.threads)
-        except InterpreterError as error:
-            return {"failed": str(error), "report": None}
+        report = verify(expected[key[0]], variant, images, threads=settings.threads)
         return {"failed": " ".join(report.failures), "report": report.to_json()}
 
     return _for_each(task, "verify", made, files, check)
@@ -127,12 +132,18 @@ def _evaluate(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSett
 def _for_each(
     task: mp.Task, stage: str, variants: Mapping[Key, Variant], files: Any, work: Callable[[Key, Variant], Json]
 ) -> Json:
-    """What `work` says of each variant, by file name; as many at once as there are cores, each in its own process."""
+    """What `work` says of each variant, by file name; as many at once as there are cores, each in its own process.
+
+    A file that crashes or hangs its process has that as its result: `{"failed": why}`.
+    """
     found: Json = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = {pool.submit(work, key, variant): key for key, variant in variants.items()}
         for done, job in enumerate(as_completed(jobs), 1):
-            found[files[jobs[job]]] = job.result()
+            try:
+                found[files[jobs[job]]] = job.result()
+            except InterpreterError as error:
+                found[files[jobs[job]]] = {"failed": str(error)}
             task.note(" ".join(jobs[job]))
             task.advance(done * STEPS[stage] // len(jobs))
     return found
@@ -152,15 +163,13 @@ def _benchmark(task: mp.Task, settings: ExportSettings, passed: Mapping[Any, Var
     baseline = next((at for at, key in enumerate(passed) if key == ("base", "float32")), 0)
     results = benchmark_host(variants, baseline, threads=settings.threads, rounds=settings.benchmark_rounds)
     return {
-        files[key]: [result.to_json()] if isinstance(result, Latency) else [{"failed": str(result)}]
+        files[key]: {"latency": result.to_json()} if isinstance(result, Latency) else {"failed": str(result)}
         for key, result in zip(passed, results, strict=True)
     }
 
 
-def _record(
-    file: str, variant: Variant, figures: Any, check: Json, score: Json, times: Sequence[Json]
-) -> VariantRecord:
-    verified = Verification.from_json(check["report"])
+def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json, latency: Json) -> VariantRecord:
+    verified = Verification.from_json(check)
     graph = read_graph(variant.content)
     return VariantRecord(
         file=file,
@@ -176,7 +185,7 @@ def _record(
         output=_port(graph.outputs[0]),
         verified=verified,
         verified_runtimes=(verified.runtime,),
-        latency=tuple(Latency.from_json(entry) for entry in times if "failed" not in entry),
+        latency=(Latency.from_json(latency),),
         **score,
     )
 
@@ -189,16 +198,15 @@ def _port(tensor: Any) -> Port:
 
 def _report(
     run: mp.Run,
-    models: Any,
+    base: Any,
     dataset: Dataset,
     settings: ExportSettings,
     variants: tuple[VariantRecord, ...],
-    made: Mapping[Any, Variant],
-    checks: Json,
-    files: Any,
+    rejected: tuple[Rejected, ...],
+    shipped: Mapping[str, Variant],
 ) -> Manifest:
-    base = models["base"]
-    rejected = tuple(Rejected(file, check["failed"]) for file, check in checks.items() if check["failed"])
+    if not variants:
+        raise VerificationError(f"No file passed; the first: {rejected[0].reason}")
     # The report stage is recorded last, so the manifest lists all stages but this one.
     manifest = Manifest(
         schema=SCHEMA,
@@ -223,9 +231,8 @@ def _report(
         _forget(run.out_dir)
         written: list[Path] = []
         try:
-            for key, variant in made.items():
-                if not checks[files[key]]["failed"]:
-                    written.append(write_bytes(run.out_dir / files[key], variant.content))
+            for file, variant in shipped.items():
+                written.append(write_bytes(run.out_dir / file, variant.content))
             write_markdown(run.out_dir, manifest)
             write_html(run.out_dir, manifest)
             write_manifest(run.out_dir, manifest)
