@@ -1,15 +1,15 @@
 """`mobileprune VERB …`: single steps from the shell; whole jobs are in `pipelines/`."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from rich.console import Console
 from rich.table import Table
 
 import mobileprune as mp
+from mobileprune.console import exit_code, make_console, parse_flags
 from mobileprune.errors import SettingsError
 from mobileprune.tflite_graph import read_graph
 
@@ -26,12 +26,6 @@ _USAGE = """mobileprune VERB … takes single steps:
 `mobileprune VERB --help` lists a verb's flags. Whole jobs: python pipelines/classify_mobile.py --help"""
 
 
-def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 120)  # rather wrapped by the terminal than cut
-    return console
-
-
 def _inspect(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras, .h5 or .tflite file")
     if path.endswith(".tflite"):
@@ -45,7 +39,7 @@ def _inspect(arguments: Sequence[str]) -> None:
         counts = (layer.channels, layer.macs, layer.params)
         table.add_row(layer.name, layer.kind, *(f"{count:,}" for count in counts), f"{layer.sparsity:.0%}")
     facts = mp.model_facts(model)
-    console = _console()
+    console = make_console(120)
     console.print(table)
     console.print(f"{facts.macs:,} MACs, {facts.params:,} parameters, {facts.sparsity:.1%} zeros\n")
     for group in mp.channel_groups(model):
@@ -59,7 +53,7 @@ _COUNTS = ("channels", "MACs", "parameters", "zeros")
 
 def _inspect_tflite(path: Path) -> None:
     graph = read_graph(_bytes(path))
-    console = _console()
+    console = make_console(120)
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
             scale = f", scale {tensor.scales[0]:.6g}, zero point {tensor.zero_points[0]}" if tensor.scales else ""
@@ -104,20 +98,34 @@ def _prune_flags() -> None:
 def _convert(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras or .h5 file")
     model = mp.load_model(path)
-    calibration = None
-    if FLAGS.images:
-        contract = mp.input_contract(path, mp.Preprocess(224, 224), model=model)
-        images = mp.load_images(FLAGS.images, contract, ())
-        calibration = images.calibration.images(FLAGS.calibration_images)
+    contract = mp.input_contract(path, mp.Preprocess(FLAGS.image_size, FLAGS.image_size, fit=FLAGS.fit), model=model)
+    own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
+    contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    model = mp.with_fixed_input(model, contract)
+    images = mp.load_images(FLAGS.images, contract, ()) if FLAGS.images else None
+    calibration = images.calibration.images(FLAGS.calibration_images) if images else None
+    if images:
+        print(
+            f"Images become {contract.shape} {contract.color}, (x - {contract.mean}) / {contract.std}, {contract.fit}."
+        )
     for variant in mp.convert(model, FLAGS.recipes, calibration, mp.short_name(path)):
+        checked = "not verified: no --images"
+        if images:
+            report = mp.verify(model, variant, images.validation.images(64))
+            report.raise_if_failed()
+            checked = f"verified, {report.snr_db:.0f} dB"
         written = variant.save(Path(FLAGS.out) / f"{variant.model}_{variant.recipe}.tflite")
-        print(f"{written}: {len(variant.content):,} bytes")
+        print(f"{written}: {len(variant.content):,} bytes, {checked}")
 
 
 def _convert_flags() -> None:
     flags.DEFINE_list("recipes", ["float32", "float16", "dynamic_int8"], "How files are made; int8 needs --images.")
-    flags.DEFINE_string("images", None, "A folder of images for calibration.")
+    flags.DEFINE_string("images", None, "A folder of images for calibration and verification.")
     flags.DEFINE_integer("calibration_images", 256, "At most so many of them.", lower_bound=2)
+    flags.DEFINE_integer("image_size", 224, "Height and width, for models that leave them open.", lower_bound=8)
+    flags.DEFINE_enum("fit", "crop", ["crop", "stretch"], "How an image of another shape fits.")
+    flags.DEFINE_float("input_mean", None, "Subtracted from 0..255. Default: 0 if the model rescales, else 127.5.")
+    flags.DEFINE_float("input_std", None, "Divides them. Default: 1 if it rescales, else 127.5.", lower_bound=1e-6)
     flags.DEFINE_string("out", ".", "The folder to write to.")
 
 
@@ -136,7 +144,7 @@ def _benchmark(arguments: Sequence[str]) -> None:
         times = (result.p50_ms, result.p90_ms, result.p99_ms)
         ratio = f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
         table.add_row(Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms")
-    _console().print(table)
+    make_console(120).print(table)
     first = next((result for result in results if isinstance(result, mp.Latency)), None)
     if first:
         print(f"{first.device}, {first.runtime}, {first.threads} threads. A computer's latency is not a phone's.")
@@ -179,17 +187,16 @@ def main() -> None:
     work, define = VERBS[verb]
     define()
 
-    def run(arguments: list[str]) -> Any:
-        try:
+    def run(arguments: list[str]) -> int:
+        def step() -> int:
             mp.quiet_tensorflow()
             work(arguments[1:])
-        except mp.MobilePruneError as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        return 0
+            return 0
+
+        return exit_code(step)
 
     sys.modules["__main__"].__doc__ = _USAGE
-    app.run(run, [f"mobileprune {verb}", *sys.argv[2:]])
+    app.run(run, [f"mobileprune {verb}", *sys.argv[2:]], flags_parser=parse_flags)
 
 
 def _one(arguments: Sequence[str], what: str) -> str:

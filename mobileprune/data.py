@@ -152,7 +152,7 @@ def _folder_dataset(folder: Path, found: Folder, labels: tuple[str, ...], contra
     count = sum(len(split) for split in splits.values())
     source = f"{count} images {where}"
     source += f"; {len(found.skipped)} skipped." if found.skipped else "."
-    return Dataset(name, labels, contract, **splits, skipped=found.skipped, source=source)
+    return Dataset(name, labels, contract, **splits, skipped=found.skipped, source=source, digest=found.digest)
 
 
 def _from_fashion_mnist(
@@ -180,7 +180,9 @@ def _from_fashion_mnist(
         for split, groups in cut.items()
     }
     splits["test"] = _array_split("test", data.test_images, data.test_labels, test, contract)
-    return Dataset(name, fashion_mnist.LABELS, contract, **splits, skipped=(), source=source)
+    return Dataset(
+        name, fashion_mnist.LABELS, contract, **splits, skipped=(), source=source, digest=f"{name}, seed {seed}"
+    )
 
 
 def _array_split(name: str, images: Pixels, labels: Pixels, groups: list[Labels], contract: Preprocess) -> Split:

@@ -42,11 +42,12 @@ class SplitFiles:
 
 @dataclass(frozen=True)
 class Folder:
-    """What `scan` found: class names in order, the four splits by name, and the images left out."""
+    """What `scan` found: class names in order, the four splits by name, the images left out, and a digest of it all."""
 
     labels: tuple[str, ...]
     splits: dict[str, SplitFiles]
     skipped: tuple[Skipped, ...]
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def scan(folder: Path, *, strict: bool = False) -> Folder:
     if strict and skipped:
         more = f" ({len(skipped)} such images in all)" if len(skipped) > 1 else ""
         raise DatasetError(f"In {folder}: {skipped[0].reason}{more}")
-    return Folder(tuple(classes), _split(folder, classes, good, skipped), tuple(skipped))
+    return Folder(tuple(classes), _split(folder, classes, good, skipped), tuple(skipped), _digest(good, classes))
 
 
 def scan_unlabelled(folder: Path, *, strict: bool = False) -> Folder:
@@ -133,7 +134,14 @@ def scan_unlabelled(folder: Path, *, strict: bool = False) -> Folder:
         "test": digests[half + quarter :],
     }
     files = {name: tuple(path for digest in part for path in copies[digest]) for name, part in parts.items()}
-    return Folder((), {name: SplitFiles(paths, (0,) * len(paths)) for name, paths in files.items()}, skipped)
+    splits = {name: SplitFiles(paths, (0,) * len(paths)) for name, paths in files.items()}
+    return Folder((), splits, skipped, _digest([item for item in checked if isinstance(item, _Image)], []))
+
+
+def _digest(images: list[_Image], classes: Sequence[str]) -> str:
+    """Contents, labels and class names decide the splits, so they stand for the whole."""
+    known = sorted(f"{image.digest} {image.label}" for image in images)
+    return hashlib.sha256("\n".join([*classes, *known]).encode()).hexdigest()
 
 
 def _hidden(folder: Path, path: Path) -> bool:

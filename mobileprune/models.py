@@ -12,6 +12,7 @@ import numpy as np
 from mobileprune.errors import ModelError, known_names
 from mobileprune.graph import check_finite, functional_graph, inline_nested
 from mobileprune.records import Preprocess
+from mobileprune.sparsify import PruneLowMagnitude  # its import also registers it, for files with wrapped layers
 
 layers = keras.layers
 
@@ -155,8 +156,10 @@ def build_model(name: str, contract: Preprocess, classes: int, weights: str | No
     Raises:
         ModelError: the name is not known, or the model cannot take the data's images.
     """
+    if weights and (model is not None or name == DEFAULT_MODEL):
+        raise ModelError(f"There are no published weights {weights!r} for {name!r}; only for keras.applications names.")
     if model is not None:
-        return with_head(model, classes)
+        return with_head(with_fixed_input(model, contract), classes)
     if name == DEFAULT_MODEL:
         return mobilenet_small(contract.shape, classes)
     found = _applications().get(name)
@@ -189,13 +192,48 @@ def with_head(model: Any, classes: int) -> Any:
     return _attach_head(graph.inputs[0], output, classes, model.name)
 
 
+def with_fixed_input(model: Any, contract: Preprocess) -> Any:
+    """The same model with the contract's height and width where it left them open; it shares all weights.
+
+    Raises:
+        ModelError: the model's layers do not take images of that size.
+    """
+    if None not in _image_shape(model):
+        return model
+    graph = functional_graph(model)
+    inputs = keras.Input(contract.shape, name=graph.inputs[0]._keras_history.operation.name)
+    try:
+        outputs = graph._run_through_graph(inputs, operation_fn=lambda layer: layer)
+        return keras.Model(inputs, outputs, name=model.name)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{model.name!r} does not take {contract.shape} images: {reason}") from error
+
+
 def gives_probabilities(model: Any) -> bool:
     """Whether the model's outputs are probabilities (it ends in a softmax) rather than logits."""
     layer = functional_graph(model).outputs[0]._keras_history.operation
-    if isinstance(layer, layers.Wrapper):  # while it is made sparse
+    if isinstance(layer, PruneLowMagnitude):
         layer = layer.layer
     name = getattr(getattr(layer, "activation", None), "__name__", "")
     return isinstance(layer, layers.Softmax) or name in {"softmax", "sigmoid"}
+
+
+def output_layer(model: Any) -> Any:
+    """The layer whose output is the model's."""
+    return functional_graph(model).outputs[0]._keras_history.operation
+
+
+def output_count(model: Any) -> int:
+    """The number of a classifier's outputs.
+
+    Raises:
+        ModelError: it has several output tensors, or one that is not a row of classes.
+    """
+    outputs = functional_graph(model).outputs
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise ModelError(f"{model.name!r} answers {[tuple(each.shape) for each in outputs]}, not one row of classes.")
+    return int(outputs[0].shape[-1])
 
 
 def _before_head(graph: Any, output: Any) -> Any:
@@ -210,9 +248,16 @@ def _before_head(graph: Any, output: Any) -> Any:
 
 
 def _attach_head(inputs: Any, features: Any, classes: int, name: str) -> Any:
-    x = layers.GlobalAveragePooling2D(name="head_pool")(features) if len(features.shape) == 4 else features
-    x = layers.Dropout(0.1, name="head_dropout")(x)
-    return keras.Model(inputs, layers.Dense(classes, name="logits")(x), name=name)
+    taken = {layer.name for layer in keras.Model(inputs, features).layers}
+
+    def free(wanted: str) -> str:
+        return next(
+            each for each in (wanted, *(f"{wanted}_{n}" for n in range(2, len(taken) + 3))) if each not in taken
+        )
+
+    x = layers.GlobalAveragePooling2D(name=free("head_pool"))(features) if len(features.shape) == 4 else features
+    x = layers.Dropout(0.1, name=free("head_dropout"))(x)
+    return keras.Model(inputs, layers.Dense(classes, name=free("logits"))(x), name=name)
 
 
 def _image_shape(model: Any) -> tuple[int | None, int | None, int]:

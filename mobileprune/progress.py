@@ -21,17 +21,17 @@ class Progress:
 
     def __init__(self, steps: Mapping[str, int]) -> None:
         # A copy of the descriptor: while converters are silenced, the bar still moves.
-        self.console = Console(file=os.fdopen(os.dup(1), "w"), highlight=False, soft_wrap=True)
+        self.console = Console(file=os.fdopen(os.dup(1), "w"), markup=False, highlight=False, soft_wrap=True)
         self._steps = dict(steps)
         self._names = list(steps)
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
             rich.progress.TaskProgressColumn(),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
-            rich.progress.TextColumn("{task.fields[words]}"),
+            rich.progress.TextColumn("{task.fields[words]}", markup=False),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,

@@ -1,4 +1,4 @@
-"""Which file for which goal, and whether a run meets the limits it was given. Reads validation figures only."""
+"""Which file for which goal, chosen on validation figures; and whether a run meets its limits, measured on test."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ class Limits:
 
 def quality(variant: VariantRecord) -> float:
     """What choices compare, 0 to 1: validation accuracy, or agreement with the unpruned model without labels."""
-    value = variant.agreement if variant.validation_accuracy is None else variant.validation_accuracy
+    labelled = variant.validation_accuracy is not None
+    value = variant.validation_accuracy if labelled else variant.validation_agreement
     return 0.0 if value is None else value
 
 
@@ -66,16 +67,18 @@ def baseline_of(variants: Sequence[VariantRecord]) -> VariantRecord:
 
 
 def meets(manifest: Manifest, limits: Limits) -> list[str]:
-    """The files that meet all limits."""
-    baseline = baseline_of(manifest.variants) if manifest.variants else None
-    return [
-        entry.file
-        for entry in manifest.variants
-        if baseline is not None
-        and (limits.max_drop is None or measured(entry) >= measured(baseline) - limits.max_drop / 100 - 1e-9)
-        and (limits.max_bytes is None or entry.bytes <= limits.max_bytes)
-        and (limits.max_latency_ms is None or any(time.p50_ms <= limits.max_latency_ms for time in entry.latency))
-    ]
+    """The files that meet all limits. Without a base float32 file none meets `max_drop`: nothing tells the drop."""
+    base = manifest.variant("base", "float32")
+
+    def good(entry: VariantRecord) -> bool:
+        drop = None if base is None else 100 * (measured(base) - measured(entry))
+        if limits.max_drop is not None and (drop is None or drop > limits.max_drop + 1e-7):
+            return False
+        if limits.max_bytes is not None and entry.bytes > limits.max_bytes:
+            return False
+        return limits.max_latency_ms is None or any(time.p50_ms <= limits.max_latency_ms for time in entry.latency)
+
+    return [entry.file for entry in manifest.variants if good(entry)]
 
 
 def measured(variant: VariantRecord) -> float:

@@ -230,7 +230,9 @@ class VariantRecord(Record):
         verified_runtimes: the runtimes that this was done with.
         accuracy: on the test split, 0 to 1; None without labels.
         validation_accuracy: the same on the validation split, which recommendations read.
-        agreement: share of images with the top-1 class of the unpruned Keras model; None where accuracy is measured.
+        agreement: share of test images with the top-1 class of the unpruned Keras model; None where accuracy is
+            measured.
+        validation_agreement: the same on the validation images, which recommendations read.
         latency: one entry for each device.
     """
 
@@ -250,6 +252,7 @@ class VariantRecord(Record):
     accuracy: float | None = None
     validation_accuracy: float | None = None
     agreement: float | None = None
+    validation_agreement: float | None = None
     latency: tuple[Latency, ...] = ()
 
 

@@ -5,6 +5,7 @@ A stage's result is written when it is complete, and atomically; a stage whose r
 
 import dataclasses
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -102,6 +103,25 @@ class Run:
         self._stage(name, work)
         result: Json = read_json(kept)
         return result
+
+    def depend(self, stage: str, settings: Mapping[str, Any]) -> None:
+        """Says what a stage and all after it depend on beside the run's settings; they run anew when it has changed.
+
+        Args:
+            stage: the first stage that reads these settings.
+            settings: JSON types.
+        """
+        known = self.checkpoints / f"{stage}.settings.json"
+        wanted = json.loads(json.dumps(dict(settings)))  # as it will be read
+        if not known.exists() or read_json(known) != wanted:
+            self.redo(stage)
+            write_json(known, wanted)
+
+    def redo(self, stage: str) -> None:
+        """Forgets that a stage and all after it are finished."""
+        names = list(self._steps)
+        for name in names[names.index(stage) :]:
+            (self.checkpoints / f"{name}.done.json").unlink(missing_ok=True)
 
     def keep_variant(self, variant: Variant, file: str) -> None:
         """Keeps a variant's bytes beside the checkpoints until it has been verified."""

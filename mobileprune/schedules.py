@@ -18,6 +18,11 @@ class PruningSchedule:
         """Whether the masks are computed anew after `step` applied batches."""
         raise TypeError(f"{type(self).__name__} does not say when to act. Use PolynomialDecay or ConstantSparsity.")
 
+    @property
+    def last_step(self) -> int:
+        """A step from which on the sparsity does not change any more."""
+        raise TypeError(f"{type(self).__name__} does not say when it ends. Use PolynomialDecay or ConstantSparsity.")
+
     def get_config(self) -> dict[str, Any]:
         """The schedule as JSON types; `schedule_from_config` reads it."""
         return {"class_name": type(self).__name__, "config": dataclasses.asdict(self)}
@@ -45,6 +50,10 @@ class ConstantSparsity(PruningSchedule):
     def __post_init__(self) -> None:
         _check_sparsity("target_sparsity", self.target_sparsity)
         _check_steps(self.begin_step, self.end_step, self.frequency)
+
+    @property
+    def last_step(self) -> int:
+        return self.begin_step
 
     def sparsity(self, step: int) -> float:
         return self.target_sparsity if step >= self.begin_step else 0.0
@@ -92,6 +101,10 @@ class PolynomialDecay(PruningSchedule):
             )
         if self.end_step <= self.begin_step:
             raise SparsityError(f"end_step must come after begin_step. Received: {self.begin_step=}, {self.end_step=}.")
+
+    @property
+    def last_step(self) -> int:
+        return self.end_step
 
     def sparsity(self, step: int) -> float:
         if step < self.begin_step:

@@ -198,6 +198,14 @@ def strip_pruning(model: Any) -> Any:
     return stripped
 
 
+def prune_now(model: Any) -> Any:
+    """Brings a wrapped model to its schedules' final sparsity at once, without training; returns `model`."""
+    for layer in model.layers:
+        if isinstance(layer, PruneLowMagnitude) and layer.pruning_schedule is not None:
+            layer.update_masks(layer.pruning_schedule.last_step)
+    return model
+
+
 def sparsity(model: Any) -> float:
     """Share of exact zeros among all weights that masks may zero (see `PRUNABLE`), wrapped, nested or not."""
     inner = {id(layer): layer for layer in _inner_layers(model)}.values()

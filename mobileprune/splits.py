@@ -204,6 +204,7 @@ class Dataset:
         test: for the final accuracy and nothing else.
         skipped: images that were left out, with reasons.
         source: a sentence that says where the data came from.
+        digest: changes when any image, label or split does.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Dataset:
     test: Split
     skipped: tuple[Skipped, ...]
     source: str
+    digest: str = ""
 
     def limited(self, images: int) -> "Dataset":
         """The same dataset with at most the first `images` images of each split; classes take turns, so all stay."""

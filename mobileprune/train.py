@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from mobileprune.data import Dataset
-from mobileprune.errors import ModelError, OutputError
+from mobileprune.errors import DatasetError, ModelError, OutputError
 from mobileprune.files import read_json, write_json
 from mobileprune.models import gives_probabilities
 
@@ -90,17 +92,24 @@ def train(
         settings.batch_size, shuffle_seed=settings.seed, augment=settings.augment, epoch=done
     )
     watch = _Watch(checkpoint, on_batch, on_epoch, done * -(-len(dataset.train) // settings.batch_size))
-    model.fit(
-        images,
-        validation_data=dataset.validation.batches(256),
-        initial_epoch=done,
-        epochs=settings.epochs,
-        callbacks=[*callbacks, keras.callbacks.TerminateOnNaN(), watch],
-        shuffle=False,  # the batches come shuffled
-        verbose=0,
-    )
+    try:
+        model.fit(
+            images,
+            validation_data=dataset.validation.batches(256),
+            initial_epoch=done,
+            epochs=settings.epochs,
+            callbacks=[*callbacks, keras.callbacks.TerminateOnNaN(), watch],
+            shuffle=False,  # the batches come shuffled
+            verbose=0,
+        )
+    except tf.errors.OpError as error:
+        # What Python code inside the input pipeline raises arrives as TensorFlow's error, with the text inside.
+        found = re.search(r"DatasetError: ([^\n]*)", str(error))
+        if found is None:
+            raise
+        raise DatasetError(found[1]) from error
     if watch.diverged:
-        raise ModelError(f"The loss of {model.name!r} became NaN. Lower --learning_rate.")
+        raise ModelError(f"The loss of {model.name!r} became NaN. Lower its learning rate.")
     return model
 
 

@@ -24,6 +24,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 # These change no result, so a killed run may go on with another value.
 _FREE = ("out_dir", "overwrite", "tensorboard", "max_drop", "max_bytes", "max_latency_ms", "preset")
+# These change how files are made and measured, not the models: the stages that read them run anew.
+_EXPORT = ("control", "recipes", "verify_images", "threads", "benchmark_rounds", "tolerated_drop")
 
 
 def define() -> None:
@@ -43,7 +45,7 @@ def define() -> None:
     )
     flags.DEFINE_enum("fit", None, ["crop", "stretch"], "How an image of another shape fits. Default: the data's.")
     flags.DEFINE_float("input_mean", None, "Subtracted from 0..255 values. Default: what the model is known to want.")
-    flags.DEFINE_float("input_std", None, "Divides them afterwards. Default: the same.")
+    flags.DEFINE_float("input_std", None, "Divides them afterwards. Default: the same.", lower_bound=1e-6)
     flags.DEFINE_integer("limit_images", None, "Use at most so many images of each split.", lower_bound=16)
 
     flags.DEFINE_integer("train_epochs", None, "Training of the base; 0 takes it as it is. By preset.", lower_bound=0)
@@ -53,8 +55,10 @@ def define() -> None:
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
 
-    flags.DEFINE_float("sparsity", 0.8, "Share of zeros in s80 and c50_s80.", lower_bound=0.01, upper_bound=0.99)
-    flags.DEFINE_float("macs", 0.5, "Share of the multiply-accumulates kept in c50 and c50_s80.")
+    flags.DEFINE_float(
+        "sparsity", 0.8, "Share of zeros in s80 and c50_s80; names follow.", lower_bound=0.01, upper_bound=0.99
+    )
+    flags.DEFINE_float("macs", 0.5, "Share of the multiply-accumulates kept in c50 and c50_s80.", 0, 1)
     flags.DEFINE_string("importance", "l2", "How channels are ranked: l1, l2, batch_norm_scale or random.")
     flags.DEFINE_enum("scope", "global", ["global", "local"], "Rank all channels together, or cut all groups alike.")
     flags.DEFINE_integer("round_to", 8, "Channel counts are multiples of this.", lower_bound=1)
@@ -85,12 +89,12 @@ def apply_preset() -> None:
 
 
 def result_settings() -> dict[str, Any]:
-    """Every flag that results depend on, as JSON types; a model file counts by its content."""
+    """Every flag that the trained models depend on, as JSON types; a model file counts by its content."""
     values = {
         flag.name: flag.value
         for flags_of_module in (FLAGS.flags_by_module_dict().get(define.__module__, []),)
         for flag in flags_of_module
-        if flag.name not in _FREE
+        if flag.name not in (*_FREE, *_EXPORT)
     }
     if Path(FLAGS.model).is_file():
         values["model_file"] = mp.file_digest(FLAGS.model)

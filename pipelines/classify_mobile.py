@@ -23,6 +23,8 @@ import export_stages
 from absl import app, flags
 
 import mobileprune as mp
+from mobileprune.console import parse_flags
+from mobileprune.errors import SettingsError
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +39,9 @@ def classify() -> mp.Manifest:
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
     plan(base)  # a target that cannot be met is an error now, not after the training
-    run = mp.Run(out_dir(), settings(dataset), steps(dataset, first, fine), FLAGS.overwrite)
+    s80, c50 = f"s{100 * FLAGS.sparsity:.0f}", f"c{100 * FLAGS.macs:.0f}"  # by default; the names follow the flags
+    both = f"{c50}_{s80}"
+    run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
 
     def fit(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any) -> Any:
         return mp.train(
@@ -55,6 +59,8 @@ def classify() -> mp.Manifest:
         zeros = min(mp.sparsity(model), FLAGS.sparsity)
         schedule = mp.PolynomialDecay(zeros, FLAGS.sparsity, begin_step=0, end_step=end, frequency=max(1, end // 40))
         wrapped = mp.prune_low_magnitude(model, schedule, nested=True)
+        if not fine.epochs:
+            return mp.strip_pruning(mp.prune_now(wrapped))
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
@@ -62,19 +68,17 @@ def classify() -> mp.Manifest:
 
     def narrow(models: dict[str, Any]) -> Any:
         mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
-        return mp.narrower(models["base"], mp.model_facts(models["c50"]).macs)
+        return mp.narrower(models["base"], mp.model_facts(models[c50]).macs)
 
     def measure(model: Any) -> dict[str, Any]:
         return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
 
     with run.progress:
         models = {"base": run.model("base", lambda task: fit(base, first, task, "base"), measure, first.epochs)}
-        models["s80"] = run.model("s80", lambda task: sparsify(models["base"], task, "s80"), measure, fine.epochs)
-        models["c50"] = run.model("c50", lambda task: fit(cut(models["base"]), fine, task, "c50"), measure, fine.epochs)
+        models[s80] = run.model(s80, lambda task: sparsify(models["base"], task, s80), measure, fine.epochs)
+        models[c50] = run.model(c50, lambda task: fit(cut(models["base"]), fine, task, c50), measure, fine.epochs)
         # Channels first, then the zeros: those that are left stay, and what is missing to the target is added.
-        models["c50_s80"] = run.model(
-            "c50_s80", lambda task: sparsify(cut(models["s80"]), task, "c50_s80"), measure, fine.epochs
-        )
+        models[both] = run.model(both, lambda task: sparsify(cut(models[s80]), task, both), measure, fine.epochs)
         if FLAGS.control:
             as_long = dataclasses.replace(first, epochs=first.epochs + fine.epochs)
             models["control"] = run.model(
@@ -103,11 +107,23 @@ def load() -> tuple[mp.Dataset, Any]:
     contract = mp.input_contract(FLAGS.model, natural, FLAGS.weights, given)
     own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
     contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    if FLAGS.image_size and FLAGS.image_size not in (contract.height, contract.width):
+        raise SettingsError(f"{FLAGS.model} takes {contract.height}×{contract.width} images; leave out --image_size.")
+    if FLAGS.max_drop is not None and "float32" not in FLAGS.recipes:
+        raise SettingsError("--max_drop is measured against base float32: name float32 among --recipes.")
     mp.set_seed(FLAGS.seed)
     dataset = mp.load_dataset(FLAGS.dataset, contract, seed=FLAGS.seed, strict=FLAGS.strict)
     if FLAGS.limit_images:
         dataset = dataset.limited(FLAGS.limit_images)
-    return dataset, mp.build_model(FLAGS.model, contract, len(dataset.labels), FLAGS.weights, given)
+    model = mp.build_model(FLAGS.model, contract, len(dataset.labels), FLAGS.weights, given)
+    if given is not None:
+        if not FLAGS.train_epochs and mp.output_layer(model) != mp.output_layer(given):
+            raise SettingsError(
+                f"{FLAGS.model} has no head for the {len(dataset.labels)} classes of the data, so it gets a fresh one, "
+                "which must be trained: give --train_epochs=1 or more."
+            )
+        model.trainable = True  # layers that were frozen when it was made must heal after a cut, too
+    return dataset, model
 
 
 def out_dir() -> Path:
@@ -117,16 +133,18 @@ def out_dir() -> Path:
 
 
 def settings(dataset: mp.Dataset) -> dict[str, Any]:
-    """All that the run's results depend on."""
-    return {**classify_flags.result_settings(), "data": dataset.source, "images": len(dataset.train)}
+    """All that the models depend on; what only the files depend on, `export` looks after."""
+    return {**classify_flags.result_settings(), "data": dataset.digest}
 
 
-def steps(dataset: mp.Dataset, first: mp.TrainSettings, fine: mp.TrainSettings) -> dict[str, int]:
+def steps(
+    tuned: tuple[str, ...], dataset: mp.Dataset, first: mp.TrainSettings, fine: mp.TrainSettings
+) -> dict[str, int]:
     """The stages in order, with about how long each takes in training steps."""
     images = len(dataset.train)
     control = {"control": first.steps(images) + fine.steps(images)} if FLAGS.control else {}
-    tuned = dict.fromkeys(("s80", "c50", "c50_s80"), max(1, fine.steps(images)))
-    return {"base": max(1, first.steps(images)), **tuned, **control, **export_stages.STEPS}
+    work = {"base": max(1, first.steps(images)), **dict.fromkeys(tuned, max(1, fine.steps(images)))}
+    return {**work, **control, **export_stages.STEPS}
 
 
 def tensorboard(stage: str) -> list[Any]:
@@ -161,4 +179,4 @@ def main(arguments: list[str]) -> int:
 if __name__ == "__main__":
     classify_flags.define()
     flags.adopt_module_key_flags(classify_flags)  # so that --help lists them
-    app.run(main, flags_parser=export_stages.parse)
+    app.run(main, flags_parser=parse_flags)

@@ -21,6 +21,7 @@ import export_stages
 from absl import app, flags
 
 import mobileprune as mp
+from mobileprune.console import parse_flags
 
 FLAGS = flags.FLAGS
 
@@ -34,9 +35,11 @@ def define_flags() -> None:
     flags.DEFINE_bool("overwrite", False, "Start again where the folder holds another run.")
     flags.DEFINE_bool("strict", False, "Refuse unreadable images instead of skipping them.")
     flags.DEFINE_float("input_mean", None, "Subtracted from 0..255. Default: 0 if the model rescales, else 127.5.")
-    flags.DEFINE_float("input_std", None, "Divides them afterwards. Default: 1 if the model rescales, else 127.5.")
+    flags.DEFINE_float(
+        "input_std", None, "Divides them. Default: 1 if the model rescales, else 127.5.", lower_bound=1e-6
+    )
     flags.DEFINE_enum("fit", "crop", ["crop", "stretch"], "How an image of another shape fits.")
-    flags.DEFINE_float("macs", 0.9, "Share of the multiply-accumulates kept.")
+    flags.DEFINE_float("macs", 0.9, "Share of the multiply-accumulates kept.", 0, 1)
     flags.DEFINE_string("importance", "l2", "How channels are ranked: l1, l2, batch_norm_scale or random.")
     flags.DEFINE_enum("scope", "global", ["global", "local"], "Rank all channels together, or cut all groups alike.")
     flags.DEFINE_integer("round_to", 8, "Channel counts are multiples of this.", lower_bound=1)
@@ -55,17 +58,17 @@ def compress() -> mp.Manifest:
     name = f"c{round(100 * FLAGS.macs)}"
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
+    plan = mp.plan_channels(
+        model,
+        macs=FLAGS.macs,
+        importance=FLAGS.importance,
+        scope=FLAGS.scope,
+        round_to=FLAGS.round_to,
+        keep=FLAGS.keep,
+    )
     run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 50, **export_stages.STEPS}, FLAGS.overwrite)
 
     def cut() -> Any:
-        plan = mp.plan_channels(
-            model,
-            macs=FLAGS.macs,
-            importance=FLAGS.importance,
-            scope=FLAGS.scope,
-            round_to=FLAGS.round_to,
-            keep=FLAGS.keep,
-        )
         seen = dataset.validation.images(FLAGS.calibration_images)
         return mp.recalibrate(mp.prune_channels(model, plan), images, judge=lambda cut: mp.agreement(model, cut, seen))
 
@@ -84,7 +87,8 @@ def load() -> tuple[Any, mp.Dataset]:
     contract = mp.input_contract(FLAGS.model, mp.Preprocess(224, 224, fit=FLAGS.fit), model=model)
     own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
     contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
-    return model, mp.load_images(FLAGS.images, contract, labels(model.output_shape[-1]), strict=FLAGS.strict)
+    model = mp.with_fixed_input(model, contract)
+    return model, mp.load_images(FLAGS.images, contract, labels(mp.output_count(model)), strict=FLAGS.strict)
 
 
 def labels(count: int) -> tuple[str, ...]:
@@ -101,12 +105,12 @@ def out_dir() -> Path:
 
 
 def settings(dataset: mp.Dataset) -> dict[str, Any]:
-    """All that the run's results depend on."""
-    free = ("out_dir", "overwrite")
+    """All that the models depend on; what only the files depend on, `export` looks after."""
+    free = ("out_dir", "overwrite", "recipes", "verify_images", "threads", "benchmark_rounds", "tolerated_drop")
     own = [flag for flag in FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.name not in free]
     return {
         **{flag.name: flag.value for flag in own},
-        "data": dataset.source,
+        "data": dataset.digest,
         "model_file": mp.file_digest(FLAGS.model),
     }
 
@@ -133,4 +137,4 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=export_stages.parse)
+    app.run(main, flags_parser=parse_flags)

@@ -4,24 +4,22 @@ from __future__ import annotations  # naming a Keras-side class in a signature m
 
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rich.box
-from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 import mobileprune as mp
 from mobileprune.benchmark.host import benchmark_host
-from mobileprune.data import Dataset
-from mobileprune.errors import InterpreterError, SettingsError, VerificationError
+from mobileprune.console import exit_code, make_console
+from mobileprune.data import Dataset, Split
+from mobileprune.errors import ConversionError, InterpreterError, SettingsError, VerificationError
 from mobileprune.evaluate import evaluate
-from mobileprune.files import write_bytes
+from mobileprune.files import file_digest, write_bytes
 from mobileprune.manifest import FILE as MANIFEST_FILE
 from mobileprune.manifest import (
     SCHEMA,
@@ -33,6 +31,7 @@ from mobileprune.manifest import (
     versions,
     write_manifest,
 )
+from mobileprune.recipes import make_variants
 from mobileprune.recommend import Limits, baseline_of, meets, recommend
 from mobileprune.records import Json, Latency, Manifest, ModelPort, Port, Rejected, Variant, VariantRecord, Verification
 from mobileprune.report.html import write_html
@@ -68,18 +67,19 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
     files = {
         (model, recipe): f"{settings.name}_{model}_{recipe}.tflite" for model in models for recipe in settings.recipes
     }
-    run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
-    made = {key: run.kept_variant(*key, file) for key, file in files.items()}
+    run.depend("convert", {"files": sorted(files.values()), "calibration_images": settings.calibration_images})
+    converted = run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
+    made = {key: run.kept_variant(*key, file) for key, file in files.items() if not converted[file]["failed"]}
+    run.depend("verify", {"verify_images": settings.verify_images})
     checks = run.facts("verify", lambda task: _verify(task, models, dataset, settings, made, files))
-    passed = {key: made[key] for key, file in files.items() if not checks[file]["failed"]}
-    if not passed:
-        first = files[next(iter(files))]
-        raise VerificationError(f"No file says what its model says; the first: {checks[first]['failed']}")
+    passed = {key: variant for key, variant in made.items() if not checks[files[key]]["failed"]}
     scores = run.facts("evaluate", lambda task: _evaluate(task, models, dataset, settings, passed, files))
+    run.depend("benchmark", {"threads": settings.threads, "rounds": settings.benchmark_rounds})
     times = run.facts("benchmark", lambda task: _benchmark(task, settings, passed, files))
     figures = {model: mp.model_facts(keras_model) for model, keras_model in models.items()}
     # A file that fails in any stage does not ship; the first failure is the reason.
-    failed = {file: _failure(stage.get(file, {}) for stage in (checks, scores, times)) for file in files.values()}
+    stages = (converted, checks, scores, times)
+    failed = {file: _failure(stage.get(file, {}) for stage in stages) for file in files.values()}
     shipped = {files[key]: variant for key, variant in passed.items() if not failed[files[key]]}
     variants = tuple(
         _record(file, variant, figures[variant.model], checks[file]["report"], scores[file], times[file]["latency"])
@@ -93,14 +93,25 @@ def _failure(results: Iterable[Json]) -> str:
     return next((result["failed"] for result in results if result.get("failed")), "")
 
 
-def _convert(task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings: ExportSettings, files: Any) -> Json:
+def _convert(
+    task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings: ExportSettings, files: Mapping[Key, str]
+) -> Json:
     calibration = dataset.calibration.images(settings.calibration_images)
+    found: Json = {}
     for done, (name, model) in enumerate(models.items()):
         task.note(f"{name} in {len(settings.recipes)} recipes")
-        for variant in mp.convert(model, settings.recipes, calibration, name):
-            run.keep_variant(variant, files[name, variant.recipe])
+        content = mp.to_float_flatbuffer(model)
+        for recipe in settings.recipes:
+            file = files[name, recipe]
+            try:
+                (variant,) = make_variants(content, [recipe], calibration, name)
+            except ConversionError as error:  # what one recipe cannot do, another can
+                found[file] = {"failed": str(error)}
+                continue
+            run.keep_variant(variant, file)
+            found[file] = {"failed": ""}
         task.advance((done + 1) * STEPS["convert"] // len(models))
-    return {"calibration_images": len(calibration)}
+    return found
 
 
 def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any, files: Any) -> Json:
@@ -115,16 +126,19 @@ def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettin
 
 
 def _evaluate(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, passed: Any, files: Any) -> Json:
-    expected = None if settings.labelled else _predicted(models["base"], dataset)
+    splits = {"": dataset.test, "validation_": dataset.validation}
+    expected = {} if settings.labelled else {name: _predicted(models["base"], split) for name, split in splits.items()}
 
     def score(_: Key, variant: Variant) -> Json:
-        if expected is None:
+        if settings.labelled:
             return {
-                "accuracy": evaluate(variant, dataset.test.numpy_batches(256), settings.threads),
-                "validation_accuracy": evaluate(variant, dataset.validation.numpy_batches(256), settings.threads),
+                f"{name}accuracy": evaluate(variant, split.numpy_batches(256), settings.threads)
+                for name, split in splits.items()
             }
-        pairs = zip(dataset.test.numpy_batches(64), expected, strict=True)
-        return {"agreement": evaluate(variant, ((images, top) for (images, _), top in pairs), settings.threads)}
+        return {
+            f"{name}agreement": evaluate(variant, _relabelled(split, expected[name]), settings.threads)
+            for name, split in splits.items()
+        }
 
     return _for_each(task, "evaluate", passed, files, score)
 
@@ -134,7 +148,7 @@ def _for_each(
 ) -> Json:
     """What `work` says of each variant, by file name; as many at once as there are cores, each in its own process.
 
-    A file that crashes or hangs its process has that as its result: `{"failed": why}`.
+    A file that crashes or hangs its process, or whose model says nothing, has that as its result: `{"failed": why}`.
     """
     found: Json = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -142,26 +156,33 @@ def _for_each(
         for done, job in enumerate(as_completed(jobs), 1):
             try:
                 found[files[jobs[job]]] = job.result()
-            except InterpreterError as error:
+            except (InterpreterError, VerificationError) as error:
                 found[files[jobs[job]]] = {"failed": str(error)}
             task.note(" ".join(jobs[job]))
             task.advance(done * STEPS[stage] // len(jobs))
     return found
 
 
-def _predicted(model: Any, dataset: Dataset) -> list[np.ndarray]:
-    """The unpruned model's top-1 class for each test image, batch by batch."""
+def _predicted(model: Any, split: Split) -> list[np.ndarray]:
+    """The unpruned model's top-1 class for each image, batch by batch."""
     return [
-        np.argmax(model.predict_on_batch(images), axis=-1).astype(np.int64)
-        for images, _ in dataset.test.numpy_batches(64)
+        np.argmax(model.predict_on_batch(images), axis=-1).astype(np.int64) for images, _ in split.numpy_batches(64)
     ]
+
+
+def _relabelled(split: Split, classes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for (images, _), top in zip(split.numpy_batches(64), classes, strict=True):
+        yield images, top
 
 
 def _benchmark(task: mp.Task, settings: ExportSettings, passed: Mapping[Any, Variant], files: Any) -> Json:
     task.note("all files in turn")
     variants = list(passed.values())
     baseline = next((at for at, key in enumerate(passed) if key == ("base", "float32")), 0)
-    results = benchmark_host(variants, baseline, threads=settings.threads, rounds=settings.benchmark_rounds)
+    seconds = max(1.0, 0.03 * settings.benchmark_rounds)  # a round of a small model takes 15 ms
+    results = benchmark_host(
+        variants, baseline, threads=settings.threads, rounds=settings.benchmark_rounds, seconds=seconds
+    )
     return {
         files[key]: {"latency": result.to_json()} if isinstance(result, Latency) else {"failed": str(result)}
         for key, result in zip(passed, results, strict=True)
@@ -242,8 +263,16 @@ def _report(
             raise
         return {}
 
+    run.depend("report", {"tolerated_drop": settings.tolerated_drop, "command": settings.command})
+    if any(not is_intact(run.out_dir / file, variant) for file, variant in shipped.items()):
+        run.redo("report")
     run.facts("report", write)
-    return manifest
+    return read_manifest(run.out_dir)
+
+
+def is_intact(path: Path, variant: Variant) -> bool:
+    """Whether a file still holds the variant's bytes."""
+    return path.is_file() and file_digest(path) == variant.sha256
 
 
 def _forget(folder: Path) -> None:
@@ -256,8 +285,7 @@ def _forget(folder: Path) -> None:
 
 def show(manifest: Manifest, folder: Path) -> None:
     """Prints the table and the recommended files."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, 132)  # rather wrapped by the terminal than cut
+    console = make_console(132)
     table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(("model", "recipe", *table_head(manifest)[1:])):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
@@ -286,24 +314,15 @@ def gate(manifest: Manifest, limits: Limits) -> int:
     return 0 if good else 3
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """absl's own parser ends in a page of usage and exit code 1."""
-    try:
-        return list(flags.FLAGS(arguments))
-    except flags.Error as error:
-        print(f"error: {' '.join(str(error).split())}; see --help", file=sys.stderr)
-        sys.exit(2)
-
-
 def run_pipeline(arguments: list[str], job: Callable[[], Manifest], folder: Callable[[], Path], limits: Limits) -> int:
     """Runs a pipeline for the command line and returns its exit code: bad input is one line on stderr and a 2."""
-    try:
+
+    def work() -> int:
         if len(arguments) > 1:
             raise SettingsError(f"Unexpected argument {arguments[1]!r}; see --help.")
         mp.quiet_tensorflow()
         manifest = job()
-    except mp.MobilePruneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    show(manifest, folder())
-    return gate(manifest, limits)
+        show(manifest, folder())
+        return gate(manifest, limits)
+
+    return exit_code(work)

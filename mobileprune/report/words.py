@@ -1,6 +1,7 @@
 """Figures in words, the same in every report."""
 
 import math
+import re
 
 from mobileprune.recommend import measured
 from mobileprune.records import Latency, Manifest, VariantRecord
@@ -49,13 +50,14 @@ def comparison_with_control(manifest: Manifest) -> str:
 
     The difference of two accuracies on the same n images is called one only beyond two standard errors.
     """
-    pruned, control = manifest.variant("c50", "float32"), manifest.variant("control", "float32")
+    cut = next((entry.model for entry in manifest.variants if re.fullmatch(r"c\d+", entry.model)), "c50")
+    pruned, control = manifest.variant(cut, "float32"), manifest.variant("control", "float32")
     if pruned is None or control is None or pruned.accuracy is None or control.accuracy is None:
         return ""
     images = manifest.dataset["images"]["test"]
     error = math.sqrt(sum(share * (1 - share) / images for share in (pruned.accuracy, control.accuracy)))
     difference = pruned.accuracy - control.accuracy
-    figures = f"c50 {percent(measured(pruned))}, control {percent(measured(control))} on {images} test images"
+    figures = f"{cut} {percent(measured(pruned))}, control {percent(measured(control))} on {images} test images"
     if abs(difference) <= 2 * error:
         return f"No clear difference between pruning and a narrower network trained as long: {figures}."
     winner = "Pruning beats" if difference > 0 else "**The narrower network wins:** it beats"

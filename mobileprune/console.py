@@ -1,0 +1,39 @@
+"""What programs print, and how they refuse flags: the same for the command line and the pipelines."""
+
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from rich.console import Console
+
+from mobileprune.errors import MobilePruneError
+
+
+def make_console(least_width: int = 0) -> Console:
+    """A console that prints text as it is: names from files are no markup. Tables may be wider than the terminal."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console.width = max(console.width, least_width)  # rather wrapped by the terminal than cut
+    return console
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """For `app.run(…, flags_parser=parse_flags)`: absl's own parser ends in a page of usage and exit code 1."""
+    try:
+        return list(flags.FLAGS(arguments))
+    except flags.Error as error:
+        print(f"error: {one_line(error)}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def exit_code(job: Callable[[], int]) -> int:
+    """What `job` returns; 2 after one line on stderr when it raises a MobilePruneError."""
+    try:
+        return job()
+    except MobilePruneError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
