@@ -32,7 +32,7 @@ def mobilenet_small(shape: tuple[int, int, int], classes: int) -> Any:
         classes: number of logits.
 
     Returns:
-        A functional model; about 9 million MACs and 412 thousand parameters at 32×32×1.
+        A functional model; about 9 million MACs and 413 thousand parameters at 32×32×1.
     """
     inputs = keras.Input(shape, name="image")
     x = _conv_norm_relu(inputs, 24, 3, strides=2, name="stem")

@@ -62,7 +62,7 @@ def recommend(variants: Sequence[VariantRecord], tolerated_drop: float) -> dict[
 
 def baseline_of(variants: Sequence[VariantRecord]) -> VariantRecord:
     """The base model's float32 file, else its first file, else the first of all; reports name which it is."""
-    base = [entry for entry in variants if entry.model == "base"] or list(variants)
+    base = [entry for entry in variants if entry.model == "base"] or list(variants[:1])
     return next((entry for entry in base if entry.recipe == "float32"), base[0])
 
 

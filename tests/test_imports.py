@@ -49,14 +49,14 @@ ALLOWED = {
         ),
         "datasets.fashion_mnist",  # its download, inside a function
     },
-    "tensorflow": {"convert", "noise", "splits"},
+    "tensorflow": {"convert", "noise", "splits", "train"},
     "ai_edge_litert": {"tflite_graph", "tflite_worker"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": set(),
     "tf_keras": set(),
     "matplotlib": {"report.html"},
     "jinja2": {"report.html", "report.markdown"},
-    "rich": {"progress", "cli"},
+    "rich": {"console", "progress", "cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
 LAZY = {"splits", "noise"}

@@ -100,10 +100,12 @@ def test_without_files_nothing_is_recommended():
 
 
 def test_without_labels_agreement_decides():
-    unlabelled = {"accuracy": None, "validation_accuracy": None}
-    base = variant("base", "float32", **unlabelled, agreement=1.0, bytes=800_000)
-    close = variant("c50", "int8", **unlabelled, agreement=0.995, bytes=100_000)
-    far = variant("c50_s80", "int8", **unlabelled, agreement=0.7, bytes=50_000)
+    def unlabelled(model, recipe, share, size):
+        facts = {"accuracy": None, "validation_accuracy": None, "agreement": share, "validation_agreement": share}
+        return variant(model, recipe, bytes=size, **facts)
+
+    base, close = unlabelled("base", "float32", 1.0, 800_000), unlabelled("c50", "int8", 0.995, 100_000)
+    far = unlabelled("c50_s80", "int8", 0.7, 50_000)
     assert recommend([base, close, far], 1.0)["smallest"] == close.file
     assert (quality(close), measured(close)) == (0.995, 0.995)
 
@@ -120,8 +122,25 @@ def test_choices_and_reports_read_different_figures():
 
 def test_the_baseline_is_the_base_models_float32_file():
     assert baseline_of([variant("c50", "float32"), variant("base", "int8"), BASE]) is BASE
-    first = variant("c50", "float32")
-    assert baseline_of([first, variant("base", "int8")]) is first
+    second = variant("base", "int8")
+    assert baseline_of([variant("c50", "float32"), second]) is second
+    first = variant("c50", "int8")
+    assert baseline_of([first, variant("s80", "float32")]) is first
+
+
+def test_without_base_float32_no_file_is_within_a_drop():
+    run = manifest(variant("base", "int8"), variant("c50", "int8"))
+    assert meets(run, Limits(max_drop=100.0)) == []
+    assert len(meets(run, Limits(max_bytes=10**9))) == 2
+
+
+def test_label_free_choices_read_the_validation_images():
+    def unlabelled(model, validation, test, size):
+        facts = {"accuracy": None, "validation_accuracy": None, "agreement": test, "validation_agreement": validation}
+        return variant(model, "float32", bytes=size, **facts)
+
+    good, flattered = unlabelled("c90", 0.99, 0.5, 300), unlabelled("c80", 0.5, 0.99, 200)
+    assert recommend([unlabelled("base", 1.0, 1.0, 400), good, flattered], 2.0)["smallest"] == good.file
 
 
 @pytest.mark.parametrize(

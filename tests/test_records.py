@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mobileprune.errors import OutputError, VerificationError
-from mobileprune.records import Latency, Preprocess, Stage, Variant, VariantRecord, Verification
+from mobileprune.records import Latency, Port, Preprocess, Stage, Variant, VariantRecord, Verification
 
 VERIFIED = Verification(
     images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
@@ -31,6 +31,8 @@ RECORD = VariantRecord(
     macs=1000,
     params=100,
     sparsity=0.8,
+    input=Port("int8", (1, 32, 32, 1), 0.1, -3),
+    output=Port("float32", (1, 10)),
     verified=VERIFIED,
     verified_runtimes=("a", "b"),
     latency=(LATENCY, LATENCY),

@@ -86,7 +86,8 @@ def test_a_stage_that_was_killed_runs_again_with_what_it_remembered(tmp_path):
     run = Run(tmp_path, SETTINGS, STEPS)
     assert remembered(run.model("base", resumed, facts_of)) == 4.0
     # What the stage remembered is of no use any more.
-    assert files(tmp_path) == ["checkpoints/base.done.json", "checkpoints/base.keras", "checkpoints/settings.json"]
+    kept = ["base.done.json", "base.keras", "lock", "settings.json"]
+    assert files(tmp_path) == [f"checkpoints/{name}" for name in kept]
 
 
 def test_a_stage_that_failed_while_it_was_measured_runs_again(tmp_path):
@@ -274,7 +275,7 @@ def test_the_seconds_of_killed_attempts_count(tmp_path):
 def test_a_second_process_is_kept_out_while_a_run_works(tmp_path):
     code = (
         "import sys; from pathlib import Path; from mobileprune.run import Run; "
-        "Run(Path(sys.argv[1]), {}, {}); print('in', flush=True); sys.stdin.read()"
+        "run = Run(Path(sys.argv[1]), {}, {}); print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
@@ -283,3 +284,26 @@ def test_a_second_process_is_kept_out_while_a_run_works(tmp_path):
             Run(tmp_path, {}, {}, overwrite=True)
         first.kill()
     Run(tmp_path, {}, {})
+
+
+def stages_of(folder, log, first=1, second=1):
+    """A run of three stages, of which the second and third depend on a setting each."""
+    run = Run(folder, {}, {"one": 1, "two": 1, "three": 1})
+    run.facts("one", lambda task: log.append("one") or {})
+    run.depend("two", {"setting": first})
+    run.facts("two", lambda task: log.append("two") or {})
+    run.depend("three", {"setting": second})
+    run.facts("three", lambda task: log.append("three") or {})
+
+
+def test_a_stage_and_all_after_it_run_anew_when_what_it_reads_has_changed(tmp_path):
+    for settings, expected in (
+        ((1, 1), ["one", "two", "three"]),
+        ((1, 1), []),
+        ((1, 2), ["three"]),
+        ((2, 2), ["two", "three"]),
+        ((2, 2), []),
+    ):
+        log = []
+        stages_of(tmp_path, log, *settings)
+        assert log == expected

@@ -179,7 +179,7 @@ def test_a_resumed_sparse_training_keeps_masks_and_schedule(dataset, tmp_path):
 
 def test_a_loss_that_is_no_number_is_one_clear_error(dataset, tmp_path):
     model = network()
-    with pytest.raises(ModelError, match=r"The loss of 'tiny' became NaN\. Lower --learning_rate\."):
+    with pytest.raises(ModelError, match=r"The loss of 'tiny' became NaN\. Lower its learning rate\."):
         train(model, dataset, TrainSettings(epochs=3, learning_rate=1e38), checkpoint=tmp_path)
     # What diverged is not kept, or every later attempt would go on from it.
     for kept in tmp_path.glob("*.keras"):
