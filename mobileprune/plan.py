@@ -211,14 +211,15 @@ class _Chooser:
 def _losses(scores: np.ndarray) -> np.ndarray:
     """What removing each channel of a group costs, in the order in which they go, comparable between groups.
 
-    A channel's share of its group's total, times how much narrower the group has become by then: without that factor
-    the group with the flattest scores is emptied before any other is touched. Measured on an inverted-residual network
-    of 348 thousand parameters on Fashion-MNIST, cut to half of its MACs and fine-tuned for 4 epochs: 88.5% right on
-    the test images with the factor, 88.0% without, 88.8% before.
+    A channel's share of its group's total, times the square root of how much narrower the group has become by then.
+    Without that factor the group with the flattest scores is emptied before any other is touched: an inverted-residual
+    network of 348 thousand parameters, cut to half of its MACs and fine-tuned for 4 epochs, then had 88.0% of the
+    Fashion-MNIST test images right, and 88.5% with the factor itself in the place of its root. The root spends the
+    same MACs on fewer parameters.
     """
     size = len(scores)
     shares = np.sort(scores) / max(float(scores.sum()), np.finfo(np.float64).tiny)
-    return np.asarray(shares * size / (size - np.arange(size)))
+    return np.asarray(shares * np.sqrt(size / (size - np.arange(size))))
 
 
 def _frozen_groups(graph: ChannelGraph, keep: Sequence[str]) -> dict[str, str]:

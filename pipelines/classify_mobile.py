@@ -20,6 +20,7 @@ from typing import Any
 
 import classify_flags
 import export_stages
+import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
@@ -38,7 +39,7 @@ def classify() -> mp.Manifest:
     first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
-    plan(base)  # a target that cannot be met is an error now, not after the training
+    shared_flags.plan(base)  # a target that cannot be met is an error now, not after the training
     s80, c50 = f"s{100 * FLAGS.sparsity:.0f}", f"c{100 * FLAGS.macs:.0f}"  # by default; the names follow the flags
     both = f"{c50}_{s80}"
     run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
@@ -64,7 +65,7 @@ def classify() -> mp.Manifest:
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
-        return mp.recalibrate(mp.prune_channels(model, plan(model)), images)
+        return mp.recalibrate(mp.prune_channels(model, shared_flags.plan(model, FLAGS.seed)), images)
 
     def narrow(models: dict[str, Any]) -> Any:
         mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
@@ -84,29 +85,16 @@ def classify() -> mp.Manifest:
             models["control"] = run.model(
                 "control", lambda task: fit(narrow(models), as_long, task, "control"), measure, as_long.epochs
             )
-        return export_stages.export(run, models, dataset, export_settings())
-
-
-def plan(model: Any) -> mp.PruningPlan:
-    """Which channels c50 and c50_s80 lose."""
-    return mp.plan_channels(
-        model,
-        macs=FLAGS.macs,
-        importance=FLAGS.importance,
-        scope=FLAGS.scope,
-        round_to=FLAGS.round_to,
-        keep=FLAGS.keep,
-        seed=FLAGS.seed,
-    )
+        return export_stages.export(
+            run, models, dataset, shared_flags.export_settings("classify_mobile.py", labelled=True)
+        )
 
 
 def load() -> tuple[mp.Dataset, Any]:
     """The data, and a model for it: not trained yet, or from a file."""
     natural = mp.default_preprocess(FLAGS.dataset, FLAGS.image_size, FLAGS.fit)
     given = mp.load_model(FLAGS.model) if mp.is_model_file(FLAGS.model) else None
-    contract = mp.input_contract(FLAGS.model, natural, FLAGS.weights, given)
-    own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
-    contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    contract = shared_flags.contract(mp.input_contract(FLAGS.model, natural, FLAGS.weights, given))
     if FLAGS.image_size and FLAGS.image_size not in (contract.height, contract.width):
         raise SettingsError(f"{FLAGS.model} takes {contract.height}×{contract.width} images; leave out --image_size.")
     if FLAGS.max_drop is not None and "float32" not in FLAGS.recipes:
@@ -134,7 +122,7 @@ def out_dir() -> Path:
 
 def settings(dataset: mp.Dataset) -> dict[str, Any]:
     """All that the models depend on; what only the files depend on, `export` looks after."""
-    return {**classify_flags.result_settings(), "data": dataset.digest}
+    return {**shared_flags.model_settings(classify_flags.FREE), "data": dataset.digest}
 
 
 def steps(
@@ -156,20 +144,6 @@ def tensorboard(stage: str) -> list[Any]:
     return [TensorBoard(out_dir() / "tensorboard" / stage)]
 
 
-def export_settings() -> export_stages.ExportSettings:
-    """The flags that the second half reads."""
-    return export_stages.ExportSettings(
-        name=mp.short_name(FLAGS.model),
-        recipes=tuple(FLAGS.recipes),
-        calibration_images=FLAGS.calibration_images,
-        verify_images=FLAGS.verify_images,
-        threads=FLAGS.threads,
-        benchmark_rounds=FLAGS.benchmark_rounds,
-        tolerated_drop=FLAGS.tolerated_drop,
-        command=classify_flags.command(),
-    )
-
-
 def main(arguments: list[str]) -> int:
     classify_flags.apply_preset()
     limits = mp.Limits(FLAGS.max_drop, FLAGS.max_bytes, FLAGS.max_latency_ms)
@@ -178,5 +152,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     classify_flags.define()
-    flags.adopt_module_key_flags(classify_flags)  # so that --help lists them
+    for module in (classify_flags, shared_flags):
+        flags.adopt_module_key_flags(module)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)

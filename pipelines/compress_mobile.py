@@ -13,11 +13,11 @@ Exit codes: 0 done; 2 bad input, one line says what.
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import export_stages
+import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
@@ -34,22 +34,9 @@ def define_flags() -> None:
     flags.DEFINE_string("out_dir", None, "Where the run is written. Default: tflite_models/<images>_<model>.")
     flags.DEFINE_bool("overwrite", False, "Start again where the folder holds another run.")
     flags.DEFINE_bool("strict", False, "Refuse unreadable images instead of skipping them.")
-    flags.DEFINE_float("input_mean", None, "Subtracted from 0..255. Default: 0 if the model rescales, else 127.5.")
-    flags.DEFINE_float(
-        "input_std", None, "Divides them. Default: 1 if the model rescales, else 127.5.", lower_bound=1e-6
-    )
-    flags.DEFINE_enum("fit", "crop", ["crop", "stretch"], "How an image of another shape fits.")
-    flags.DEFINE_float("macs", 0.9, "Share of the multiply-accumulates kept.", 0, 1)
-    flags.DEFINE_string("importance", "l2", "How channels are ranked: l1, l2, batch_norm_scale or random.")
-    flags.DEFINE_enum("scope", "global", ["global", "local"], "Rank all channels together, or cut all groups alike.")
-    flags.DEFINE_integer("round_to", 8, "Channel counts are multiples of this.", lower_bound=1)
-    flags.DEFINE_list("keep", [], "Wildcard patterns of layers that keep all channels.")
-    flags.DEFINE_list("recipes", ["float32", "float16", "dynamic_int8", "int8"], "How files are quantized.")
-    flags.DEFINE_integer("calibration_images", 256, "For int8 ranges and batch-norm statistics.", lower_bound=2)
-    flags.DEFINE_integer("verify_images", 64, "Compared with the Keras model, for each file.", lower_bound=2)
-    flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
-    flags.DEFINE_integer("benchmark_rounds", 20, "Turns of each file, alternating with the others.", lower_bound=1)
-    flags.DEFINE_float("tolerated_drop", 1.0, "Points of agreement that recommended files may lose.")
+    shared_flags.define_input()
+    shared_flags.define_pruning(macs=0.9)
+    shared_flags.define_export()
 
 
 def compress() -> mp.Manifest:
@@ -58,14 +45,7 @@ def compress() -> mp.Manifest:
     name = f"c{round(100 * FLAGS.macs)}"
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
-    plan = mp.plan_channels(
-        model,
-        macs=FLAGS.macs,
-        importance=FLAGS.importance,
-        scope=FLAGS.scope,
-        round_to=FLAGS.round_to,
-        keep=FLAGS.keep,
-    )
+    plan = shared_flags.plan(model)
     run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 50, **export_stages.STEPS}, FLAGS.overwrite)
 
     def cut() -> Any:
@@ -78,15 +58,16 @@ def compress() -> mp.Manifest:
     with run.progress:
         models = {"base": run.model("base", lambda task: model, measure)}
         models[name] = run.model(name, lambda task: cut(), measure)
-        return export_stages.export(run, models, dataset, export_settings())
+        return export_stages.export(
+            run, models, dataset, shared_flags.export_settings("compress_mobile.py", labelled=False)
+        )
 
 
 def load() -> tuple[Any, mp.Dataset]:
     """The model as it is, and images as it wants them."""
     model = mp.load_model(FLAGS.model)
-    contract = mp.input_contract(FLAGS.model, mp.Preprocess(224, 224, fit=FLAGS.fit), model=model)
-    own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
-    contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    natural = mp.Preprocess(224, 224, fit=FLAGS.fit or "crop")
+    contract = shared_flags.contract(mp.input_contract(FLAGS.model, natural, model=model))
     model = mp.with_fixed_input(model, contract)
     return model, mp.load_images(FLAGS.images, contract, labels(mp.output_count(model)), strict=FLAGS.strict)
 
@@ -106,29 +87,7 @@ def out_dir() -> Path:
 
 def settings(dataset: mp.Dataset) -> dict[str, Any]:
     """All that the models depend on; what only the files depend on, `export` looks after."""
-    free = ("out_dir", "overwrite", "recipes", "verify_images", "threads", "benchmark_rounds", "tolerated_drop")
-    own = [flag for flag in FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.name not in free]
-    return {
-        **{flag.name: flag.value for flag in own},
-        "data": dataset.digest,
-        "model_file": mp.file_digest(FLAGS.model),
-    }
-
-
-def export_settings() -> export_stages.ExportSettings:
-    """The flags that the second half reads."""
-    given = [flag.serialize() for flag in FLAGS.get_key_flags_for_module(sys.argv[0]) if flag.present]
-    return export_stages.ExportSettings(
-        name=mp.short_name(FLAGS.model),
-        recipes=tuple(FLAGS.recipes),
-        calibration_images=FLAGS.calibration_images,
-        verify_images=FLAGS.verify_images,
-        threads=FLAGS.threads,
-        benchmark_rounds=FLAGS.benchmark_rounds,
-        tolerated_drop=FLAGS.tolerated_drop,
-        command=" ".join(["python pipelines/compress_mobile.py", *sorted(given)]),
-        labelled=False,
-    )
+    return {**shared_flags.model_settings(("out_dir", "overwrite")), "data": dataset.digest}
 
 
 def main(arguments: list[str]) -> int:
@@ -137,4 +96,5 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
+    flags.adopt_module_key_flags(shared_flags)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)
