@@ -122,6 +122,8 @@ def compile_classifier(model: Any, learning_rate: Any = 1e-3) -> None:
     """Gives a classifier Adam and cross-entropy on logits or probabilities, whichever it ends in."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not gives_probabilities(model))
     model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
+    # Otherwise its variables appear while the step is traced, and TensorFlow traces the step a second time.
+    model.optimizer.build(model.trainable_variables)
 
 
 def validate(model: Any, dataset: Dataset) -> float:

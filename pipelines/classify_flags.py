@@ -11,11 +11,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "train_epochs": 1,
         "finetune_epochs": 1,
-        "limit_images": 512,
+        "limit_images": 320,
         "batch_size": 16,
         "verify_images": 64,
         "calibration_images": 64,
         "benchmark_rounds": 5,
+        "recipes": ["float32", "int8"],
     },
     "quick": {"train_epochs": 8, "finetune_epochs": 4},
     "full": {"train_epochs": 40, "finetune_epochs": 20, "benchmark_rounds": 100},
@@ -62,8 +63,12 @@ def define() -> None:
 
 
 def _presets_in_words() -> str:
-    words = [f"{name}: {' '.join(f'--{flag}={value}' for flag, value in PRESETS[name].items())}." for name in PRESETS]
-    return " ".join(["Defaults for other flags.", *words])
+    def words(values: dict[str, Any]) -> str:
+        return " ".join(
+            f"--{flag}={','.join(value) if isinstance(value, list) else value}" for flag, value in values.items()
+        )
+
+    return " ".join(["Defaults for other flags.", *(f"{name}: {words(values)}." for name, values in PRESETS.items())])
 
 
 def apply_preset() -> None:
