@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,9 @@ def build_model(name: str, contract: Preprocess, classes: int, weights: str | No
     if "minimalistic" in inspect.signature(found).parameters:
         arguments["include_preprocessing"] = True
     try:
-        body = found(**arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of input sizes other than the published weights'
+            body = found(**arguments)
     except Exception as error:
         raise ModelError(f"Cannot build {name} for {contract.shape} images: {' '.join(str(error).split())}") from error
     if weights and name in _CAFFE:
