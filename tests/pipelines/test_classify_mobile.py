@@ -121,8 +121,8 @@ def test_a_run_writes_every_file_and_describes_it(smoke):
 def test_the_pruned_models_are_what_their_names_say(smoke):
     manifest = read_manifest(smoke[0])
     stages = {stage.name: stage for stage in manifest.stages}
-    assert 0.4 <= stages["c50"].macs / stages["base"].macs <= 0.5
-    assert stages["c50_s80"].macs == stages["c50"].macs
+    for model in ("c50", "c50_s80"):  # each planned from its own weights, so not to the same channels
+        assert 0.49 <= stages[model].macs / stages["base"].macs <= 0.5
     assert stages["s80"].macs == stages["base"].macs
     for model in ("s80", "c50_s80"):
         assert stages[model].sparsity == pytest.approx(0.8, abs=0.002)
