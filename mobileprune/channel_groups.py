@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mobileprune import channel_rules  # noqa: F401  (registers the rules)
+from mobileprune import channel_ops, channel_rules  # noqa: F401  (registers the rules)
 from mobileprune.channel_ids import ChannelIds, Ids, Weight
 
 
@@ -21,12 +21,14 @@ class ChannelGroup:
             residual add or a multiplication joins them.
         roots: the id that stands for each unit, shape (units,). A unit is kept or removed as a whole.
         frozen: why no unit may be removed, or None.
+        inexact: why removing a unit changes what the others become, or None: a layer normalisation, say.
     """
 
     name: str
     layers: tuple[str, ...]
     roots: Ids = dataclasses.field(repr=False, compare=False)
     frozen: str | None = None
+    inexact: str | None = None
 
     @property
     def size(self) -> int:
@@ -60,7 +62,7 @@ class ChannelGraph:
             for weight in self.ids.weights.values()
         ]
         # Parameters of weights that follow no channel never change.
-        counted = sum(int(np.prod(weight.shape)) for weight in self.ids.weights.values())
+        counted = sum(int(np.prod(weight.shape)) for weight in self.ids.weights.values() if weight.stored)
         self._fixed_params = int(model.count_params()) - counted
 
     def everything(self) -> np.ndarray:
@@ -80,7 +82,7 @@ class ChannelGraph:
         for weight, axes in self._axes:
             size = _size(weight, axes, alive)
             macs += weight.positions * size
-            params += size
+            params += size if weight.stored else 0
         return Cost(macs, params)
 
     def weights_of(self, group: ChannelGroup) -> list[tuple[Weight, int, np.ndarray]]:
@@ -89,7 +91,7 @@ class ChannelGraph:
         unit[group.roots] = np.arange(group.size)
         found = []
         for weight, axes in self._axes:
-            for axis, roots in axes.items():
+            for axis, roots in axes.items() if weight.stored else ():
                 units = unit[roots]
                 if (units >= 0).any():
                     found.append((weight, axis, units))
@@ -97,17 +99,20 @@ class ChannelGraph:
 
     def _find_groups(self) -> list[ChannelGroup]:
         makers: dict[int, list[str]] = defaultdict(list)
-        for layer, created in self.ids.outputs.items():
+        for label, created in self.ids.outputs.items():
             for root in np.unique(self._roots[created]):
-                makers[int(root)].append(layer)
-        families: dict[tuple[str, ...], list[int]] = defaultdict(list)
-        for root, layers in makers.items():
-            families[tuple(layers)].append(root)
-        frozen = self.ids.frozen()
+                makers[int(root)].append(label)
+        frozen, mixed = self.ids.frozen(), self.ids.mixed()
+        # What may not go is a group of its own beside what may.
+        families: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)
+        for root, made_by in makers.items():
+            families[tuple(made_by), frozen.get(root)].append(root)
         groups: list[ChannelGroup] = []
-        for family, roots in families.items():
-            reason = next((frozen[root] for root in roots if root in frozen), None)
-            groups.append(ChannelGroup(_unique_name(family, groups), family, np.array(sorted(roots)), reason))
+        for (labels, reason), roots in families.items():
+            inexact = next((mixed[root] for root in roots if root in mixed), None)
+            layers = tuple(dict.fromkeys(label.partition(":")[0] for label in labels))
+            name = _unique_name(labels, groups)
+            groups.append(ChannelGroup(name, layers, np.array(sorted(roots)), reason, inexact))
         return groups
 
 
@@ -128,7 +133,7 @@ def _size(weight: Weight, axes: dict[int, np.ndarray], alive: np.ndarray) -> int
     return size
 
 
-def _unique_name(layers: tuple[str, ...], groups: list[ChannelGroup]) -> str:
+def _unique_name(labels: tuple[str, ...], groups: list[ChannelGroup]) -> str:
     taken = {group.name for group in groups}
-    numbered = (f"{layers[0]}#{number}" for number in itertools.count(2))
-    return next(name for name in itertools.chain(layers, numbered) if name not in taken)
+    numbered = (f"{labels[0]}#{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain(labels, numbered) if name not in taken)

@@ -1,38 +1,71 @@
 """Which channels of a model are the same channel: abstract interpretation of the Keras graph.
 
 Every channel that a weight creates gets an integer id. The functional graph is walked once in topological order,
-carrying for each tensor an integer array of ids of the tensor's own shape (without the batch). Where ops combine
-tensors element by element the ids that meet are unified: those channels live or die together. Ops that only move data
-are run on the ids themselves. What no rule knows is frozen, with the reason. Nothing of the model is changed.
+carrying for each tensor an integer array of ids of the tensor's own shape (at batch 1). Where ops combine tensors
+element by element the ids that meet are unified: those channels live or die together. Ops that only move data are run
+on the ids themselves. What no rule knows is frozen, with the reason. Nothing of the model is changed.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
 import keras
 import numpy as np
 
 from mobileprune.errors import ModelError
-from mobileprune.graph import functional_graph
+from mobileprune.graph import functional_graph, is_nested, nodes
+from mobileprune.union import Union
 
 Ids = np.ndarray
-Rule = Callable[["ChannelIds", "Call"], list[Ids]]
+# The id of whatever is no channel: zeros that pad, results of reductions over channels. It is never removed.
+CONSTANT = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a layer or op in the graph.
+    """One call of a layer or op in the graph: what a rule reads.
 
     Attributes:
         operation: the Keras layer or op.
-        inputs: ids of each tensor that it reads.
-        output_shapes: shape of each tensor that it writes, without the batch; unknown sizes are 1.
+        path: its name; inside nested models `outer/inner`.
+        inputs: ids of each tensor that it reads, each of the tensor's own shape at batch 1.
+        output_shapes: shape of each tensor that it writes, at batch 1; unknown sizes are 1.
+        node: Keras' record of the call, with its arguments.
+        outputs: ids of each tensor that it writes; empty while the rule runs.
     """
 
     operation: Any
+    path: str
     inputs: list[Ids]
     output_shapes: list[tuple[int, ...]]
+    node: Any = dataclasses.field(repr=False)
+    outputs: list[Ids] = dataclasses.field(default_factory=list)
+
+    @property
+    def positions(self) -> int:
+        """How many positions the first output has: all its axes but the last."""
+        return math.prod(self.output_shapes[0][:-1])
+
+    def spread(self, ids: Ids, output: int = 0) -> list[Ids]:
+        """`ids`, one for each channel, as the ids of the output: the same at every position."""
+        return [np.broadcast_to(ids, self.output_shapes[output])]
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether it reads values that are neither tensors of the graph nor whole numbers."""
+        given = keras.tree.flatten((self.node.arguments.args, self.node.arguments.kwargs))
+        return any(not isinstance(value, keras.KerasTensor | int | slice | str | None) for value in given)
+
+    def run(self, fill: Callable[[Ids], Any]) -> list[Any]:
+        """The operation run on `fill(ids)` in the place of each tensor that it reads."""
+        arrays = iter(self.inputs)
+        known = {id(tensor): fill(next(arrays)) for tensor in self.node.input_tensors}
+        args, kwargs = self.node.arguments.fill_in(known)
+        found = self.operation.call(*args, **kwargs)
+        return list(keras.tree.flatten(found))
 
 
 @dataclasses.dataclass
@@ -40,12 +73,13 @@ class Weight:
     """How the axes of one weight follow channel ids.
 
     Attributes:
-        layer: the layer's name.
-        attribute: the weight's name on the layer (`kernel`, `gamma`, …).
+        layer: the path of the layer that owns it.
+        attribute: the weight's name on the layer (`kernel`, `gamma`, `query_dense.kernel`, …).
         shape: the weight's shape.
         axes: for each axis that follows channels, the id at each index.
         positions: how often the weight is applied to one input: its MACs are `positions` times its size; 0 for
             weights that do not multiply and accumulate.
+        stored: False for products of two activations, which cost MACs and hold no parameters.
     """
 
     layer: str
@@ -53,16 +87,45 @@ class Weight:
     shape: tuple[int, ...]
     axes: dict[int, Ids]
     positions: int = 0
+    stored: bool = True
 
 
+Rule = Callable[["ChannelIds", Call], list[Ids]]
 RULES: dict[type, Rule] = {}
+# Functions of `keras.ops` appear in a graph as objects of classes that Keras does not publish: known by their names.
+OP_RULES: dict[str, Rule] = {}
+_NO_KERNELS: Mapping[str, int] = {}
 
 
-def rule(*kinds: type) -> Callable[[Rule], Rule]:
-    """Registers how the ids pass through operations of the given classes (exact classes, not their subclasses)."""
+def register_channels(*kinds: type) -> Callable[[Rule], Rule]:
+    """Registers how channels pass through calls of the given layer classes (of them exactly, not their subclasses).
+
+    The decorated function receives the `ChannelIds` and the `Call`, says which of the layer's weights follow which
+    channels, and returns the ids of each output. What it may use: `ids.channels`, `ids.create`, `ids.follow`,
+    `ids.resize`, `ids.unify`, `ids.freeze`, `ids.inexact`, and all of `Call`.
+
+    Example: a dense layer of one's own, whose constructor has an argument `width`.
+        >>> @register_channels(MyDense)                                         # doctest: +SKIP
+        ... def my_dense(ids, call):
+        ...     read = ids.channels(call.inputs[0])
+        ...     made = ids.create(call, call.operation.width)
+        ...     ids.resize(call, "width", made)
+        ...     ids.follow(call, "weight", {0: read, 1: made}, positions=call.positions)
+        ...     return call.spread(made)
+    """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+def rule_for_ops(*names: str) -> Callable[[Rule], Rule]:
+    """The same for functions of `keras.ops` and `keras.activations`, by the names of their classes."""
+
+    def register(function: Rule) -> Rule:
+        OP_RULES.update(dict.fromkeys(names, function))
         return function
 
     return register
@@ -77,11 +140,13 @@ class ChannelIds:
             with the survivors' ids of the larger one and reads which old index goes where.
 
     Attributes:
-        weights: every weight that follows channels, by (layer name, attribute).
-        outputs: the ids that each layer created (convolutions, dense layers), by layer name; `name:0` for the first
-            output of an operation that no rule knows (`name:0:24` for further calls that give another width, 24).
-        tensors: ids of the last output of each operation, by name.
-        layers: the model's layers that were walked, by name.
+        weights: every weight that follows channels, by (layer path, attribute).
+        outputs: the ids that each layer created, by label: the layer's path, with `:heads` and the like where one
+            layer creates several kinds of channels, and `:0` for the outputs of an operation that no rule knows.
+        layers: the layers that were walked, by path; those of nested models too.
+        calls: the first call of every operation, by path.
+        sizes: for surgery, (layer path, configuration entry) -> ids whose survivors it counts.
+        needed: sets of ids of which one at least must survive, each with the reader that would else have no input.
 
     Raises:
         ModelError: the model is subclassed or not built, so that its graph cannot be read.
@@ -90,133 +155,250 @@ class ChannelIds:
     def __init__(self, model: Any, emitted: Mapping[str, Ids] | None = None) -> None:
         self.weights: dict[tuple[str, str], Weight] = {}
         self.outputs: dict[str, Ids] = {}
-        self.tensors: dict[str, Ids] = {}
         self.layers: dict[str, Any] = {}
+        self.calls: dict[str, Call] = {}
+        self.sizes: dict[tuple[str, str], Ids] = {}
+        self.needed: list[tuple[str, Ids]] = []
         self._emitted = emitted
-        self._parent = np.zeros(0, np.int64)
+        self._paths: dict[int, str] = {}
+        self._union = Union(1 + max((int(ids.max(initial=0)) for ids in (emitted or {}).values()), default=0))
         self._reasons: dict[int, str] = {}
+        self._mixed: dict[int, str] = {}
         self._whole: dict[str, str] = {}
-        if emitted:
-            self._parent = np.arange(1 + max(int(ids.max(initial=0)) for ids in emitted.values()), dtype=np.int64)
-        self._walk(functional_graph(model))
+        self._reshaped: list[Ids] = []
+        graph = functional_graph(model)
+        self._open = any(None in tensor.shape[1:] for tensor in graph.inputs)
+        for tensor, array in zip(graph.outputs, self._walk(graph, None, ""), strict=True):
+            self.freeze(array, f"model output {tensor._keras_history.operation.name!r}")
+        self._settle_shapes()
 
     # What a rule may call.
 
-    def create(self, name: str, count: int) -> Ids:
-        """Fresh ids for the channels that layer `name` creates; the same ones when a shared layer is called again."""
-        if name not in self.outputs:
-            known = None if self._emitted is None else self._emitted.get(name)
+    def channels(self, array: Ids, axis: int = -1) -> Ids | None:
+        """The ids along the axis of a tensor that holds its channels, shape (size of the axis,).
+
+        Where other axes differ, too, their ids are unified: at every position channel k is one channel. None when
+        only other axes hold channels, so that this one does not.
+        """
+        small = compact(array)
+        axis %= array.ndim
+        others = [other for other, size in enumerate(small.shape) if size > 1 and other != axis]
+        if others and small.shape[axis] == 1:
+            return None
+        for other in others:
+            first = small.take([0], other)
+            self.unify(np.broadcast_to(first, small.shape), small)
+            small = first
+        return np.broadcast_to(small.reshape(-1), array.shape[axis : axis + 1])
+
+    def create(self, call: Call, count: int, kind: str = "") -> Ids:
+        """Ids for the `count` channels that a layer creates; the same ones when a shared layer is called again."""
+        label = f"{call.path}:{kind}" if kind else call.path
+        if label not in self.outputs:
+            known = None if self._emitted is None else self._emitted.get(label)
             if known is not None and len(known) != count:
-                raise ModelError(f"{name} creates {count} channels where {len(known)} were planned.")
-            self.outputs[name] = self._fresh(count) if known is None else known
-        return self.outputs[name]
+                raise ModelError(f"{label} creates {count} channels where {len(known)} were planned.")
+            self.outputs[label] = self._union.grow(count) if known is None else known
+        return self.outputs[label]
 
-    def create_frozen(self, operation: Any, index: int, count: int, reason: str) -> Ids:
-        """Ids that may not be removed, for output number `index` of an operation that cannot be followed."""
-        name = f"{operation.name}:{index}"
-        if name in self.outputs and len(self.outputs[name]) != count:
-            name = f"{name}:{count}"
-        created = self.create(name, count)
-        self.freeze(created, reason)
-        return created
+    def follow(self, call: Call, attribute: str, axes: Mapping[int, Ids | None], positions: int = 0) -> None:
+        """Records that axes of a weight follow channels; a shared layer's calls are unified and their MACs added.
 
-    def keep_whole(self, layer: Any, reason: str) -> None:
-        """No call of `layer`, seen already or still to come, may lose channels that its weights follow."""
-        self._whole.setdefault(layer.name, reason)
-        for weight in self.weights.values():
-            if weight.layer == layer.name:
-                for ids in weight.axes.values():
-                    self.freeze(ids, reason)
+        Args:
+            call: the call whose layer owns the weight.
+            attribute: its name, dotted for weights of inner layers; nothing happens when the layer has none.
+            axes: for each axis the ids along it; None for an axis that follows no channels.
+            positions: how often the weight is applied in this call, 0 if it does not multiply and accumulate.
 
-    def _fresh(self, count: int) -> Ids:
-        start = len(self._parent)
-        self._parent = np.concatenate([self._parent, np.arange(start, start + count, dtype=np.int64)])
-        return self._parent[start:].copy()
+        Raises:
+            ModelError: an axis has another length than its ids.
+        """
+        variable = attrgetter(attribute)(call.operation)
+        if variable is not None:
+            self._record(call, attribute, tuple(variable.shape), axes, positions, stored=True)
 
-    def follow(self, layer: Any, attribute: str, axes: Mapping[int, Ids], positions: int = 0) -> None:
-        """Records that the axes of a weight follow `axes`; a shared layer's calls are unified and their MACs added."""
-        variable = getattr(layer, attribute)
-        if variable is None:
-            return
-        shape = tuple(variable.shape)
-        axes = {axis % len(shape): np.asarray(ids) for axis, ids in axes.items()}
-        for axis, ids in axes.items():
+    def multiplies(
+        self, call: Call, name: str, shape: tuple[int, ...], axes: Mapping[int, Ids], positions: int
+    ) -> None:
+        """Counts the MACs of a product of activations: `positions` times `shape`, less what its `axes` lose."""
+        self._record(call, name, shape, axes, positions, stored=False)
+
+    def _record(
+        self,
+        call: Call,
+        name: str,
+        shape: tuple[int, ...],
+        axes: Mapping[int, Ids | None],
+        positions: int,
+        stored: bool,
+    ) -> None:
+        followed = {axis % len(shape): np.asarray(ids) for axis, ids in axes.items() if ids is not None}
+        for axis, ids in followed.items():
             if ids.shape != (shape[axis],):
-                raise ModelError(f"{layer.name}.{attribute} has {shape[axis]} entries on axis {axis}, not {ids.size}.")
-        known = self.weights.setdefault(
-            (layer.name, attribute), Weight(layer.name, attribute, shape, dict(axes), positions=0)
-        )
+                raise ModelError(f"{call.path}.{name} has {shape[axis]} entries on axis {axis}, not {ids.size}.")
+        known = self.weights.setdefault((call.path, name), Weight(call.path, name, shape, dict(followed), 0, stored))
         known.positions += positions
-        for axis, ids in axes.items():
+        for axis, ids in followed.items():
             # An earlier call that could not be followed has recorded the weight without its axes.
             self.unify(known.axes.setdefault(axis, ids), ids)
-            if layer.name in self._whole:
-                self.freeze(ids, self._whole[layer.name])
+            if call.path in self._whole:
+                self.freeze(ids, self._whole[call.path])
+
+    def resize(self, call: Call, entry: str, ids: Ids) -> None:
+        """Says that the layer's configuration `entry` is the number of `ids`: surgery sets it to the survivors'."""
+        self.sizes.setdefault((call.path, entry), ids)
 
     def unify(self, left: Ids, right: Ids) -> None:
         """From now on each id of `left` and the one of `right` at its place are one channel."""
-        pairs = np.unique(np.stack([left.ravel(), right.ravel()]), axis=1)
-        for a, b in pairs.T:
-            root_a, root_b = self.root(int(a)), self.root(int(b))
-            if root_a != root_b:
-                self._parent[max(root_a, root_b)] = min(root_a, root_b)
+        left, right = np.broadcast_arrays(left, right)
+        for array, other in ((left, right), (right, left)):
+            lost = other[(array == CONSTANT) & (other != CONSTANT)]
+            if lost.size:
+                self.freeze(lost, "joined with zeros or other values that are no channel")
+        both = (left != CONSTANT) & (right != CONSTANT)
+        self._union.join(left[both], right[both])
 
     def freeze(self, ids: Ids, reason: str) -> None:
         """These channels may not be removed; the first reason given is kept."""
-        for channel in np.unique(ids):
+        for channel in np.unique(compact(ids)):
             self._reasons.setdefault(int(channel), reason)
+
+    def inexact(self, ids: Ids, reason: str) -> None:
+        """Removing one of these channels changes the others, because an operation reads all of them at once."""
+        for channel in np.unique(compact(ids)):
+            self._mixed.setdefault(int(channel), reason)
+
+    def need_one(self, ids: Ids, reader: str) -> None:
+        """One at least of these channels must survive, because `reader` reads no others."""
+        self.needed.append((reader, np.unique(compact(ids))))
+
+    def keep_rectangular(self, array: Ids) -> None:
+        """Marks a tensor whose channels spread over several axes: only whole slices of it can go.
+
+        Any other set of survivors would leave holes that no shape describes. Along which axis is settled when all
+        readers are known.
+        """
+        self._reshaped.append(array)
+
+    def refuse(self, call: Call, reason: str, kernels: Mapping[str, int] = _NO_KERNELS) -> list[Ids]:
+        """For a call that cannot be followed: all channels around it stay, and the layer's weights stay whole.
+
+        Args:
+            call: the call.
+            reason: why, for the user.
+            kernels: weights of the layer that multiply and accumulate, each with its positions.
+        """
+        for array in call.inputs:
+            self.freeze(array, reason)
+        self._whole.setdefault(call.path, reason)
+        for weight in self.weights.values():
+            if weight.layer == call.path:
+                for ids in weight.axes.values():
+                    self.freeze(ids, reason)
+        for attribute, positions in kernels.items():
+            self.follow(call, attribute, {}, positions)
+        return [self.create_frozen(call, reason, index) for index in range(len(call.output_shapes))]
+
+    def create_frozen(self, call: Call, reason: str, index: int = 0) -> Ids:
+        """Ids that may not be removed, for output number `index` of a call that cannot be followed."""
+        shape = call.output_shapes[index]
+        count = shape[-1] if shape else 1
+        kind = str(index)
+        known = self.outputs.get(f"{call.path}:{kind}")
+        if known is not None and len(known) != count:
+            kind = f"{index}:{count}"
+        created = self.create(call, count, kind)
+        self.freeze(created, reason)
+        return np.broadcast_to(created, shape)
 
     # What the stages read.
 
-    def root(self, channel: int) -> int:
-        """The id that stands for `channel` and all that were unified with it."""
-        parent = self._parent
-        while parent[channel] != channel:
-            parent[channel] = parent[parent[channel]]
-            channel = int(parent[channel])
-        return channel
+    def path(self, layer: Any) -> str:
+        """The path of a layer that was walked."""
+        return self._paths[id(layer)]
 
     def roots(self) -> Ids:
-        """The root of every id, shape (number of ids,)."""
-        return np.array([self.root(channel) for channel in range(len(self._parent))], np.int64)
+        """For every id the one that stands for it and all that were unified with it, shape (number of ids,)."""
+        return self._union.roots()
 
     def frozen(self) -> dict[int, str]:
         """Roots that may not be removed, each with the reason."""
+        return {CONSTANT: "no channel", **self._by_root(self._reasons)}
+
+    def mixed(self) -> dict[int, str]:
+        """Roots whose removal changes what other channels become, each with the reason."""
+        return self._by_root(self._mixed)
+
+    def _by_root(self, reasons: dict[int, str]) -> dict[int, str]:
         found: dict[int, str] = {}
-        for channel, reason in self._reasons.items():
-            found.setdefault(self.root(channel), reason)
+        for channel, reason in reasons.items():
+            found.setdefault(self._union.root(channel), reason)
         return found
 
     # The walk.
 
-    def _walk(self, graph: Any) -> None:
+    def _walk(self, graph: Any, arguments: list[Ids] | None, prefix: str) -> list[Ids]:
+        """Walks one graph, nested ones inside it, and returns the ids of its outputs."""
         ids: dict[int, Ids] = {}
-        for node in _nodes(graph):
+        given = dict(zip((id(tensor) for tensor in graph.inputs), arguments or [], strict=arguments is not None))
+        for node in nodes(graph):
             operation = node.operation
+            path = self._paths.setdefault(id(operation), prefix + operation.name)
             inputs = [ids[id(tensor)] for tensor in node.input_tensors]
-            shapes = [_known_shape(tensor) for tensor in node.output_tensors]
+            call = Call(operation, path, inputs, self._shapes(node, inputs), node)
             if isinstance(operation, keras.Layer):
-                self.layers[operation.name] = operation
-            found = self._pass(Call(operation, inputs, shapes))
-            for tensor, shape, array in zip(node.output_tensors, shapes, found, strict=True):
-                ids[id(tensor)] = np.broadcast_to(array, shape)
-            self.tensors[operation.name] = ids[id(node.output_tensors[-1])]
-        for tensor in keras.tree.flatten(graph.outputs):
-            self.freeze(compact(ids[id(tensor)]), "model output")
+                self.layers[path] = operation
+            if is_nested(operation):
+                found = self._walk(functional_graph(operation), inputs, f"{path}/")
+            elif arguments is not None and id(node.output_tensors[0]) in given:
+                found = [self._argument(path, given[id(node.output_tensors[0])])]
+            else:
+                found = self._pass(call)
+            for tensor, shape, array in zip(node.output_tensors, call.output_shapes, found, strict=True):
+                ids[id(tensor)] = _stored(array, shape)
+            self.calls.setdefault(path, dataclasses.replace(call, outputs=[ids[id(t)] for t in node.output_tensors]))
+        return [ids[id(tensor)] for tensor in graph.outputs]
+
+    def _shapes(self, node: Any, inputs: list[Ids]) -> list[tuple[int, ...]]:
+        """Shapes at batch 1 of what a call writes; sizes that the model leaves open are 1."""
+        if not self._open and any(None in tensor.shape[1:] for tensor in node.output_tensors):
+            # A nested model that leaves sizes open is called on known ones.
+            known = zip(node.input_tensors, inputs, strict=True)
+            specs = {id(tensor): keras.KerasTensor(array.shape, tensor.dtype) for tensor, array in known}
+            args, kwargs = node.arguments.fill_in(specs)
+            if specs:
+                return [
+                    _known_shape(t) for t in keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
+                ]
+        return [_known_shape(tensor) for tensor in node.output_tensors]
+
+    def _argument(self, path: str, array: Ids) -> Ids:
+        """What a nested model is called on; all its calls lose the same channels, because its input has one shape."""
+        earlier = self.calls.get(path)
+        if earlier is not None:
+            self.unify(compact(earlier.outputs[0]), compact(array))
+        return array
 
     def _pass(self, call: Call) -> list[Ids]:
-        operation = call.operation
-        known = RULES.get(type(operation))
+        kind = type(call.operation)
+        known = RULES.get(kind)
+        if known is None and kind.__module__.startswith(("keras.src.ops.", "keras.src.activations.")):
+            known = OP_RULES.get(kind.__name__)
         if known is not None:
             return known(self, call)
-        reason = f"{type(operation).__name__} {operation.name!r} has no channel rule"
-        for array in call.inputs:
-            self.freeze(compact(array), reason)
-        outputs = []
-        for index, shape in enumerate(call.output_shapes):
-            created = self.create_frozen(operation, index, shape[-1] if shape else 1, reason)
-            outputs.append(np.broadcast_to(created, shape))
-        return outputs
+        return self.refuse(call, f"{kind.__name__} {call.path!r} has no channel rule")
+
+    def _settle_shapes(self) -> None:
+        roots = self.roots()
+        for array in self._reshaped:
+            small = compact(roots[compact(array)])
+            spread = [axis for axis, size in enumerate(small.shape) if size > 1]
+            # The widest axis goes on as channels: (groups, channels of each) of a shuffle, (channels, 2, 2) of pixels.
+            widest = max(spread, key=lambda axis: (small.shape[axis], axis), default=0)
+            for axis in spread:
+                if axis != widest:
+                    self.unify(small.take([0], axis), small)
+                    roots = self.roots()
 
 
 def compact(ids: Ids) -> Ids:
@@ -227,18 +409,10 @@ def compact(ids: Ids) -> Ids:
     return ids
 
 
-def channel_vector(ids: Ids) -> Ids | None:
-    """The ids along the last axis when they are constant along all the others, else None."""
-    small = compact(ids)
-    if any(size != 1 for size in small.shape[:-1]):
-        return None
-    return np.broadcast_to(small.reshape(-1), ids.shape[-1:])
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        yield from graph._nodes_by_depth[depth]
+def _stored(array: Ids, shape: tuple[int, ...]) -> Ids:
+    """The array as a view of its few different entries."""
+    return np.broadcast_to(np.ascontiguousarray(compact(array)), np.broadcast_shapes(array.shape, shape))
 
 
 def _known_shape(tensor: Any) -> tuple[int, ...]:
-    return tuple(1 if size is None else int(size) for size in tensor.shape[1:])
+    return tuple(1 if size is None else int(size) for size in tensor.shape)

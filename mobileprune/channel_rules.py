@@ -1,15 +1,16 @@
-"""How channel ids pass through each kind of layer.
+"""How channel ids pass through each kind of layer that owns weights or reads several channels at once.
 
-A rule reads the ids of a call's inputs, says which weights follow them, and returns the ids of its outputs. Only
-layers that own weights or combine channels need one; what merely moves data is run on the ids.
+A rule reads the ids of a call's inputs, says which weights follow them, and returns the ids of its outputs. What
+merely moves data needs no rule of its own: it is run on the ids (`channel_ops.py`).
 """
 
-from typing import Any
+import math
 
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import Call, ChannelIds, Ids, channel_vector, compact, rule
+from mobileprune.channel_ids import Call, ChannelIds, Ids, register_channels
+from mobileprune.graph import is_channels_last
 
 layers = keras.layers
 
@@ -17,246 +18,307 @@ _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_POOLS = (
-    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.MaxPooling1D, layers.MaxPooling2D),
-    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
-    *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D),
-    *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D),
-    *(layers.UpSampling1D, layers.UpSampling2D),
-)
 _POINTWISE = (
-    *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
-    *(layers.GaussianNoise, layers.GaussianDropout, layers.Identity),
+    *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity, layers.ActivityRegularization),
+    *(layers.GaussianNoise, layers.GaussianDropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
 )
-_MERGES = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
-_MOVERS = (layers.Reshape, layers.Flatten, layers.Permute, layers.Concatenate)
 # Activations that read all channels at once: removing one changes the others.
 _MIXING_ACTIVATIONS = {"softmax", "log_softmax", "sparsemax"}
 _LIBRARIES = {"keras", "tensorflow"}
-# Functions of Keras and TensorFlow that act on each value alone. Any other function may read all channels.
+# Functions of Keras and TensorFlow that act on each value alone. Any other function may do anything.
 _POINTWISE_ACTIVATIONS = {
-    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish"),
-    *(
-        "sigmoid",
-        "hard_sigmoid",
-        "log_sigmoid",
-        "sparse_sigmoid",
-        "hard_silu",
-        "hard_swish",
-        "exponential",
-        "threshold",
-    ),
+    *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish", "sigmoid"),
+    *("hard_sigmoid", "log_sigmoid", "sparse_sigmoid", "hard_silu", "hard_swish", "exponential", "threshold"),
     *("softplus", "softsign", "squareplus", "sparse_plus", "soft_shrink", "hard_shrink"),
     *("tanh", "hard_tanh", "tanh_shrink"),
 }
 
 
-@rule(layers.InputLayer)
+@register_channels(layers.InputLayer)
 def _input(ids: ChannelIds, call: Call) -> list[Ids]:
     shape = call.output_shapes[0]
-    created = ids.create(call.operation.name, shape[-1] if shape else 1)
-    ids.freeze(created, "model input")
-    return [np.broadcast_to(created, shape)]
+    created = ids.create(call, shape[-1] if shape else 1)
+    ids.freeze(created, f"model input {call.path!r}")
+    return call.spread(created)
 
 
-@rule(*_CONVOLUTIONS)
+@register_channels(*_CONVOLUTIONS)
 def _convolution(ids: ChannelIds, call: Call) -> list[Ids]:
     layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or not _channels_last(layer):
-        return _frozen(ids, call)
-    created = _created(ids, layer, layer.filters)
-    if layer.groups > 1:
-        # The groups stay equally wide, so position k of every group goes or stays together.
-        for array in (vector, created):
-            for part in np.split(array, layer.groups)[1:]:
-                ids.unify(array[: len(part)], part)
-    first_group = vector[: len(vector) // layer.groups]
-    _follow_kernel(ids, layer, "kernel", {-2: first_group, -1: created}, call)
-    ids.follow(layer, "bias", {0: created})
-    return [np.broadcast_to(created, call.output_shapes[0])]
+    read = _read(ids, call)
+    if read is None:
+        return _refused(ids, call, "kernel")
+    if layer.groups == len(read) > 1:
+        return _depthwise_by_groups(ids, call, read)
+    made = _made(ids, call, layer.filters)
+    _keep_groups_alike(ids, layer.groups, read, made)
+    ids.follow(call, "kernel", {-2: read[: len(read) // layer.groups], -1: made}, call.positions)
+    ids.follow(call, "bias", {0: made})
+    return call.spread(made)
 
 
-@rule(*_TRANSPOSED)
+def _depthwise_by_groups(ids: ChannelIds, call: Call, read: Ids) -> list[Ids]:
+    """A convolution with a group for each channel that it reads: channels pass, and groups go with them."""
+    passed = np.repeat(read, call.operation.filters // len(read))
+    _freeze_if_mixing(ids, call, passed)
+    ids.resize(call, "groups", read)
+    ids.resize(call, "filters", passed)
+    ids.follow(call, "kernel", {-1: passed}, call.positions)
+    ids.follow(call, "bias", {0: passed})
+    return call.spread(passed)
+
+
+@register_channels(*_TRANSPOSED)
 def _transposed(ids: ChannelIds, call: Call) -> list[Ids]:
-    layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or not _channels_last(layer):
-        return _frozen(ids, call)
-    created = _created(ids, layer, layer.filters)
-    positions = int(np.prod(call.inputs[0].shape[:-1]))
-    ids.follow(layer, "kernel", {-1: vector, -2: created}, positions)
-    ids.follow(layer, "bias", {0: created})
-    return [np.broadcast_to(created, call.output_shapes[0])]
+    read = _read(ids, call)
+    if read is None:
+        return _refused(ids, call, "kernel")
+    made = _made(ids, call, call.operation.filters)
+    ids.follow(call, "kernel", {-1: read, -2: made}, math.prod(call.inputs[0].shape[:-1]))
+    ids.follow(call, "bias", {0: made})
+    return call.spread(made)
 
 
-@rule(*_DEPTHWISE)
+@register_channels(*_DEPTHWISE)
 def _depthwise(ids: ChannelIds, call: Call) -> list[Ids]:
-    layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or not _channels_last(layer):
-        return _frozen(ids, call)
-    _follow_kernel(ids, layer, "kernel", {-2: vector}, call)
-    passed = np.repeat(vector, layer.depth_multiplier)
-    ids.follow(layer, "bias", {0: passed})
-    return [np.broadcast_to(passed, call.output_shapes[0])]
+    read = _read(ids, call)
+    if read is None:
+        return _refused(ids, call, "kernel")
+    passed = np.repeat(read, call.operation.depth_multiplier)
+    _freeze_if_mixing(ids, call, passed)
+    ids.follow(call, "kernel", {-2: read}, call.positions)
+    ids.follow(call, "bias", {0: passed})
+    return call.spread(passed)
 
 
-@rule(*_SEPARABLE)
+@register_channels(*_SEPARABLE)
 def _separable(ids: ChannelIds, call: Call) -> list[Ids]:
+    read = _read(ids, call)
+    if read is None:
+        return _refused(ids, call, "depthwise_kernel", "pointwise_kernel")
     layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or not _channels_last(layer):
-        return _frozen(ids, call)
-    created = _created(ids, layer, layer.filters)
-    _follow_kernel(ids, layer, "depthwise_kernel", {-2: vector}, call)
-    _follow_kernel(ids, layer, "pointwise_kernel", {-2: np.repeat(vector, layer.depth_multiplier), -1: created}, call)
-    ids.follow(layer, "bias", {0: created})
-    return [np.broadcast_to(created, call.output_shapes[0])]
+    made = _made(ids, call, layer.filters)
+    passed = np.repeat(read, layer.depth_multiplier)
+    ids.follow(call, "depthwise_kernel", {-2: read}, call.positions)
+    ids.follow(call, "pointwise_kernel", {-2: passed, -1: made}, call.positions)
+    ids.follow(call, "bias", {0: made})
+    return call.spread(made)
 
 
-@rule(layers.Dense)
+@register_channels(layers.Dense)
 def _dense(ids: ChannelIds, call: Call) -> list[Ids]:
     layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
-        return _frozen(ids, call)
-    created = _created(ids, layer, layer.units)
-    _follow_kernel(ids, layer, "kernel", {0: vector, 1: created}, call)
-    ids.follow(layer, "bias", {0: created})
-    return [np.broadcast_to(created, call.output_shapes[0])]
+    if layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
+        return ids.refuse(call, f"Dense {call.path!r} is quantized or has LoRA weights", {"kernel": call.positions})
+    read = ids.channels(call.inputs[0])
+    if read is None:
+        # It mixes positions, as in MLP-Mixer: the channels lie along another axis and pass.
+        ids.create_frozen(call, f"Dense {call.path!r} makes positions, not channels")
+        ids.follow(call, "kernel", {}, call.positions)
+        return _across(call)
+    made = _made(ids, call, layer.units)
+    ids.follow(call, "kernel", {0: read, 1: made}, call.positions)
+    ids.follow(call, "bias", {0: made})
+    return call.spread(made)
 
 
-@rule(layers.BatchNormalization)
+@register_channels(layers.BatchNormalization)
 def _batch_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
-    layer = call.operation
-    vector = channel_vector(call.inputs[0])
-    if vector is None or layer.axis not in (-1, call.inputs[0].ndim):
-        return _frozen(ids, call)
+    channels = ids.channels(call.inputs[0], call.operation.axis)
     for attribute in ("gamma", "beta", "moving_mean", "moving_variance"):
-        ids.follow(layer, attribute, {0: vector})
+        ids.follow(call, attribute, {0: channels})
     return call.inputs
 
 
-@rule(*_POINTWISE)
+@register_channels(layers.LayerNormalization, layers.RMSNormalization)
+def _layer_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
+    layer, array = call.operation, call.inputs[0]
+    axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
+    along = {place: _along(ids, array, axis) for place, axis in enumerate(axes)}
+    if any(channels is not None for channels in along.values()):
+        ids.inexact(array, f"{type(layer).__name__} {call.path!r} reads all channels at once")
+    for attribute in ("scale",) if isinstance(layer, layers.RMSNormalization) else ("gamma", "beta"):
+        ids.follow(call, attribute, along)
+    return call.inputs
+
+
+@register_channels(layers.UnitNormalization)
+def _unit_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
+    ids.inexact(call.inputs[0], f"UnitNormalization {call.path!r} reads all channels at once")
+    return call.inputs
+
+
+@register_channels(layers.GroupNormalization)
+def _group_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
+    layer, array = call.operation, call.inputs[0]
+    channels = ids.channels(array, layer.axis)
+    if channels is None:
+        return ids.refuse(call, f"GroupNormalization {call.path!r} groups positions, not channels")
+    if layer.groups == len(channels):  # each channel alone, also known as instance normalisation
+        ids.resize(call, "groups", channels)
+    else:
+        _keep_groups_alike(ids, layer.groups, channels)
+        ids.inexact(channels, f"GroupNormalization {call.path!r} reads several channels at once")
+    for attribute in ("gamma", "beta"):
+        ids.follow(call, attribute, {0: channels})
+    return call.inputs
+
+
+@register_channels(layers.PReLU)
+def _prelu(ids: ChannelIds, call: Call) -> list[Ids]:
+    array = call.inputs[0]
+    slopes = call.operation.alpha.shape
+    # A slope that is shared along an axis follows no channel there.
+    ids.follow(call, "alpha", {axis: _along(ids, array, axis + 1) for axis, size in enumerate(slopes) if size > 1})
+    return call.inputs
+
+
+@register_channels(layers.MultiHeadAttention)
+def _attention(ids: ChannelIds, call: Call) -> list[Ids]:
+    """Whole heads go (Michel et al. 2019, arXiv:1905.10650): their width, and so the queries' scale, stays."""
+    layer = call.operation
+    read = _attention_inputs(call)
+    tensors = [ids.channels(array) for array in read]
+    if any(array.ndim != 3 for array in read) or any(channels is None for channels in tensors):
+        return ids.refuse(call, f"MultiHeadAttention {call.path!r} attends over more than one axis")
+    if getattr(layer, "use_gate", False):
+        return ids.refuse(call, f"MultiHeadAttention {call.path!r} has a gate")
+    heads = ids.create(call, layer.num_heads, "heads")
+    made = ids.create(call, call.output_shapes[0][-1])
+    ids.resize(call, "num_heads", heads)
+    ids.resize(call, "output_shape", made)
+    queries, values = read[0].shape[1], read[1].shape[1]
+    for name, channels, positions in zip(("query", "value", "key"), tensors, (queries, values, values), strict=True):
+        ids.follow(call, f"{name}_dense.kernel", {0: channels, 1: heads}, positions)
+        ids.follow(call, f"{name}_dense.bias", {0: heads})
+    width = layer.value_dim or layer.key_dim
+    ids.follow(call, "output_dense.kernel", {0: heads, 2: made}, queries)
+    ids.follow(call, "output_dense.bias", {0: made})
+    ids.multiplies(call, "scores", (layer.num_heads, layer.key_dim), {0: heads}, queries * values)
+    ids.multiplies(call, "mixture", (layer.num_heads, width), {0: heads}, queries * values)
+    scores = [ids.create_frozen(call, "attention scores", 1)] if len(call.output_shapes) > 1 else []
+    if scores:
+        ids.freeze(heads, f"the scores of {call.path!r} are read")
+    return [*call.spread(made), *scores]
+
+
+def _attention_inputs(call: Call) -> list[Ids]:
+    """Ids of the query, the value and the key; masks are no channels."""
+    known = {id(tensor): array for tensor, array in zip(call.node.input_tensors, call.inputs, strict=True)}
+    names = ("query", "value", "key")
+    given = {**dict(zip(names, call.node.arguments.args, strict=False)), **call.node.arguments.kwargs}
+    query, value = given["query"], given["value"]
+    key = given.get("key")
+    return [known[id(tensor)] for tensor in (query, value, value if key is None else key)]
+
+
+@register_channels(*_POINTWISE)
 def _pointwise(ids: ChannelIds, call: Call) -> list[Ids]:
     return call.inputs
 
 
-@rule(layers.Activation)
+@register_channels(layers.Dropout)
+def _dropout(ids: ChannelIds, call: Call) -> list[Ids]:
+    if any((size or 1) > 1 for size in getattr(call.operation, "noise_shape", None) or ()):
+        ids.freeze(call.inputs[0], f"Dropout {call.path!r} has a noise_shape of fixed size")
+    return call.inputs
+
+
+@register_channels(layers.Activation)
 def _activation(ids: ChannelIds, call: Call) -> list[Ids]:
-    _freeze_if_mixing(ids, call.operation, compact(call.inputs[0]))
+    _freeze_if_mixing(ids, call, call.inputs[0])
     return call.inputs
 
 
-@rule(layers.Softmax)
+@register_channels(layers.Softmax)
 def _softmax(ids: ChannelIds, call: Call) -> list[Ids]:
-    ids.freeze(compact(call.inputs[0]), f"softmax of {call.operation.name!r} reads all channels at once")
-    return call.inputs
+    axes = call.operation.axis
+    axes = [axes] if isinstance(axes, int) else axes
+    if any(_along(ids, call.inputs[0], axis) is not None for axis in axes):
+        ids.inexact(call.inputs[0], f"softmax of {call.path!r} reads all channels at once")
+    return call.inputs[:1]
 
 
-@rule(layers.Rescaling, layers.Normalization)
+@register_channels(layers.Rescaling, layers.Normalization)
 def _constants(ids: ChannelIds, call: Call) -> list[Ids]:
     layer = call.operation
     if type(layer) is layers.Rescaling and np.ndim(layer.scale) == 0 and np.ndim(layer.offset) == 0:
         return call.inputs
-    ids.freeze(compact(call.inputs[0]), f"{layer.name!r} holds a constant for each channel")
+    ids.freeze(call.inputs[0], f"{call.path!r} holds a constant for each channel")
     return call.inputs
 
 
-@rule(*_POOLS)
-def _spatial(ids: ChannelIds, call: Call) -> list[Ids]:
-    vector = channel_vector(call.inputs[0])
-    if vector is None or not _channels_last(call.operation):
-        return _frozen(ids, call)
-    return [np.broadcast_to(vector, call.output_shapes[0])]
+def _layer_scale(ids: ChannelIds, call: Call) -> list[Ids]:
+    channels = ids.channels(call.inputs[0])
+    if channels is not None:
+        ids.resize(call, "projection_dim", channels)
+        ids.follow(call, "gamma", {0: channels})
+    return call.inputs
 
 
-@rule(*_MERGES)
-def _merge(ids: ChannelIds, call: Call) -> list[Ids]:
-    small = np.broadcast_arrays(*(compact(array) for array in _aligned(call.inputs)))
-    for other in small[1:]:
-        ids.unify(small[0], other)
-    return [np.broadcast_to(small[0], call.output_shapes[0])]
+def _register_convnext() -> None:
+    """Keras does not publish the two layers of its ConvNeXt; models that were saved name this module."""
+    from keras.src.applications import convnext
+
+    register_channels(convnext.LayerScale)(_layer_scale)
+    register_channels(convnext.StochasticDepth)(_pointwise)
 
 
-@rule(*_MOVERS)
-def _mover(ids: ChannelIds, call: Call) -> list[Ids]:
-    # The op itself is the rule: what it does with the ids is what it does with the channels.
-    batch = [keras.ops.convert_to_tensor(np.ascontiguousarray(array)[None], "int64") for array in call.inputs]
-    moved = call.operation(batch if len(batch) > 1 else batch[0])
-    array = np.asarray(keras.ops.convert_to_numpy(moved))[0]
-    if array.shape != call.output_shapes[0]:
-        return _frozen(ids, call)
-    if isinstance(call.operation, layers.Reshape):
-        _keep_rectangular(ids, array)
-        if call.operation.name in ids.tensors:
-            # A shared reshape has one target shape, so what it is called on must lose the same channels.
-            ids.unify(ids.tensors[call.operation.name], array)
-    return [array]
+_register_convnext()
 
 
-def _keep_rectangular(ids: ChannelIds, array: Ids) -> None:
-    """When a reshape spreads channels over several axes, whole slices along the last of them go or stay.
-
-    Any other set of survivors would leave holes that no shape describes.
-    """
-    small = compact(array)
-    spread = [axis for axis, size in enumerate(small.shape) if size > 1]
-    for axis in spread[:-1]:
-        ids.unify(np.broadcast_to(small.take([0], axis), small.shape), small)
+def _read(ids: ChannelIds, call: Call) -> Ids | None:
+    """The channels that a convolution reads, None if they do not lie along the last axis."""
+    return ids.channels(call.inputs[0]) if is_channels_last(call.operation) else None
 
 
-def _channels_last(layer: Any) -> bool:
-    return getattr(layer, "data_format", "channels_last") == "channels_last"
+def _made(ids: ChannelIds, call: Call, count: int) -> Ids:
+    made = ids.create(call, count)
+    ids.resize(call, "units" if isinstance(call.operation, layers.Dense) else "filters", made)
+    _freeze_if_mixing(ids, call, made)
+    return made
 
 
-def _created(ids: ChannelIds, layer: Any, count: int) -> Ids:
-    created = ids.create(layer.name, count)
-    _freeze_if_mixing(ids, layer, created)
-    return created
+def _along(ids: ChannelIds, array: Ids, axis: int) -> Ids | None:
+    """The channels along an axis; None if it holds none, be it that another does or that all are one."""
+    channels = ids.channels(array, axis)
+    return None if channels is None or (channels == channels[0]).all() else channels
 
 
-def _freeze_if_mixing(ids: ChannelIds, layer: Any, array: Ids) -> None:
-    activation = layer.activation
+def _across(call: Call) -> list[Ids]:
+    """The input's ids as those of an output that differs only along the last axis, which holds no channels."""
+    array = call.inputs[0]
+    return [np.broadcast_to(array[..., :1], call.output_shapes[0])]
+
+
+def _keep_groups_alike(ids: ChannelIds, groups: int, *arrays: Ids) -> None:
+    """Groups stay equally wide: position k of every group goes or stays together."""
+    if groups > 1:
+        for array in arrays:
+            parts = array.reshape(groups, -1)
+            ids.unify(parts[:1], parts)
+
+
+def _freeze_if_mixing(ids: ChannelIds, call: Call, array: Ids) -> None:
+    activation = call.operation.activation
     name = getattr(activation, "__name__", type(activation).__name__)
     home = str(getattr(activation, "__module__", "")).partition(".")[0]
-    if name in _MIXING_ACTIVATIONS:
-        ids.freeze(array, f"{name} of {layer.name!r} reads all channels at once")
+    if name in _MIXING_ACTIVATIONS and home in _LIBRARIES:
+        ids.inexact(array, f"{name} of {call.path!r} reads all channels at once")
     elif type(activation) not in _POINTWISE and not (name in _POINTWISE_ACTIVATIONS and home in _LIBRARIES):
-        ids.freeze(array, f"activation {name!r} of {layer.name!r} may read all channels at once")
+        ids.freeze(array, f"activation {name!r} of {call.path!r} may read all channels at once")
 
 
-def _follow_kernel(ids: ChannelIds, layer: Any, attribute: str, axes: dict[int, Ids], call: Call) -> None:
-    # Every output position reads the whole kernel once.
-    ids.follow(layer, attribute, axes, positions=int(np.prod(call.output_shapes[0][:-1])))
-
-
-def _aligned(arrays: list[Ids]) -> list[Ids]:
-    rank = max(array.ndim for array in arrays)
-    return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
-
-
-def _frozen(ids: ChannelIds, call: Call) -> list[Ids]:
-    """For a call that its rule cannot follow: all channels stay, and the layer's weights stay whole."""
+def _refused(ids: ChannelIds, call: Call, *kernels: str) -> list[Ids]:
     layer = call.operation
-    reason = f"{type(layer).__name__} {layer.name!r} is used in a way that cannot be followed"
-    for array in call.inputs:
-        ids.freeze(compact(array), reason)
-    ids.keep_whole(layer, reason)
-    for attribute in ("kernel", "depthwise_kernel", "pointwise_kernel"):
-        if getattr(layer, attribute, None) is not None:
-            ids.follow(layer, attribute, {}, _positions(layer, call))
-    shape = call.output_shapes[0]
-    return [np.broadcast_to(ids.create_frozen(layer, 0, shape[-1], reason), shape)]
+    reason = f"{type(layer).__name__} {call.path!r} is used in a way that cannot be followed"
+    return ids.refuse(call, reason, {kernel: _positions(call) for kernel in kernels})
 
 
-def _positions(layer: Any, call: Call) -> int:
-    """How often a kernel is applied, wherever the channels' axis lies."""
+def _positions(call: Call) -> int:
+    """How often a kernel is applied, wherever the axis of the channels lies."""
+    layer = call.operation
     if isinstance(layer, _TRANSPOSED):
-        return int(np.prod(call.inputs[0].shape)) // int(layer.kernel.shape[-1])
-    if isinstance(layer, _DEPTHWISE):
-        channels = int(np.prod(layer.kernel.shape[-2:]))
-    else:
-        channels = layer.units if isinstance(layer, layers.Dense) else layer.filters
-    return int(np.prod(call.output_shapes[0])) // channels
+        return math.prod(call.inputs[0].shape) // int(layer.kernel.shape[-1])
+    made = math.prod(layer.kernel.shape[-2:]) if isinstance(layer, _DEPTHWISE) else layer.filters
+    return int(math.prod(call.output_shapes[0]) // made)

@@ -1,6 +1,6 @@
 """Reading and rebuilding the graph of a Keras model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -28,6 +28,33 @@ def functional_graph(model: Any) -> Any:
     )
 
 
+def nodes(graph: Any) -> Iterator[Any]:
+    """The calls of a functional graph, each after those that it reads from."""
+    for depth in sorted(graph._nodes_by_depth, reverse=True):
+        yield from graph._nodes_by_depth[depth]
+
+
+def is_nested(operation: Any) -> bool:
+    """Whether a layer is a model with a graph of its own."""
+    return isinstance(operation, keras.Sequential) or (
+        isinstance(operation, keras.Model) and hasattr(operation, "_nodes_by_depth")
+    )
+
+
+def is_channels_last(operation: Any) -> bool:
+    """Whether a layer or op takes its channels from the last axis."""
+    return bool((getattr(operation, "data_format", None) or keras.config.image_data_format()) == "channels_last")
+
+
+def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every layer that is no nested model, by its path (`outer/inner`), in the order of the model's layers."""
+    for layer in model.layers:
+        if is_nested(layer):
+            yield from leaves(layer, f"{prefix}{layer.name}/")
+        else:
+            yield prefix + layer.name, layer
+
+
 def clone(model: Any, clone_layer: Callable[[Any], Any]) -> Any:
     """A new uncompiled model of the same graph with `clone_layer(layer)` in the place of each layer.
 
@@ -46,6 +73,39 @@ def clone(model: Any, clone_layer: Callable[[Any], Any]) -> Any:
 def same_layer(layer: Any) -> Any:
     """A fresh layer of the same configuration."""
     return type(layer).from_config(layer.get_config())
+
+
+def rebuild(
+    model: Any,
+    layer_for: Callable[[Any], Any],
+    call_for: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
+    shape_for: Callable[[Any], tuple[int | None, ...]],
+) -> Any:
+    """A new uncompiled model with the calls of `model`, each made anew.
+
+    Args:
+        model: a built functional or Sequential model; not changed.
+        layer_for: the new layer in the place of a layer.
+        call_for: makes a call anew: receives Keras' record of the old one and the new arguments, returns the outputs.
+            A Sequential model calls its layers itself.
+        shape_for: the shape of the new input tensor in the place of an old one, with the batch.
+    """
+    graph = functional_graph(model)
+    if isinstance(model, keras.Sequential):
+        head = _same_input(graph.inputs[0], shape_for(graph.inputs[0]))
+        return keras.Sequential([head, *(layer_for(layer) for layer in model.layers)], name=model.name)
+    known: dict[int, Any] = {}
+    for node in nodes(graph):
+        if isinstance(node.operation, keras.layers.InputLayer):
+            made = _same_input(node.output_tensors[0], shape_for(node.output_tensors[0]))
+        else:
+            made = call_for(node, *node.arguments.fill_in(known))
+        for old, new in zip(node.output_tensors, keras.tree.flatten(made), strict=True):
+            known[id(old)] = new
+    inputs, outputs = (
+        keras.tree.map_structure(lambda tensor: known[id(tensor)], ends) for ends in (graph.input, graph.output)
+    )
+    return keras.Model(inputs, outputs, name=model.name)
 
 
 def inline_nested(model: Any) -> Any:
@@ -89,6 +149,6 @@ def check_finite(model: Any) -> None:
             )
 
 
-def _same_input(tensor: Any) -> Any:
+def _same_input(tensor: Any, shape: tuple[int | None, ...] | None = None) -> Any:
     name = tensor._keras_history.operation.name
-    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+    return keras.Input(batch_shape=tensor.shape if shape is None else shape, dtype=tensor.dtype, name=name)

@@ -6,6 +6,7 @@ patched: the result is an ordinary, uncompiled Keras model.
 """
 
 from collections import Counter
+from operator import attrgetter
 from typing import Any
 
 import keras
@@ -13,12 +14,10 @@ import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.channel_ids import ChannelIds, Weight
-from mobileprune.errors import PlanError
-from mobileprune.graph import clone, same_layer
+from mobileprune.errors import ModelError, PlanError
+from mobileprune.graph import clone, is_nested, rebuild, same_layer
 from mobileprune.plan import PruningPlan, plan_channels
-
-# The configuration entries that hold a layer's number of output channels.
-_WIDTHS = ("filters", "units")
+from mobileprune.rewrite import call_again, surviving_shape, survivors_by_axis
 
 
 def prune_channels(model: Any, plan: PruningPlan) -> Any:
@@ -41,10 +40,12 @@ def prune_channels(model: Any, plan: PruningPlan) -> Any:
     graph = ChannelGraph(model)
     alive = graph.without(_removed_roots(graph, plan))
     survivors = {name: ids[alive[ids]] for name, ids in graph.ids.outputs.items()}
-    smaller = _rebuild(model, graph, alive, survivors)
+    _check_readers(graph, alive)
+    smaller = _Rebuilder(graph, alive).model(model)
     new_ids = ChannelIds(smaller, emitted=survivors)
-    for name, layer in graph.ids.layers.items():
-        _transfer(layer, new_ids.layers[name], graph.ids, new_ids)
+    for path, layer in graph.ids.layers.items():
+        if not is_nested(layer):
+            _transfer(path, layer, new_ids.layers[path], graph.ids, new_ids)
     return smaller
 
 
@@ -60,6 +61,12 @@ def narrower(model: Any, macs: int) -> Any:
     """
     plan = plan_channels(model, macs=float(macs), scope="local", importance="random", round_to=1)
     return clone(prune_channels(model, plan), same_layer)
+
+
+def _check_readers(graph: ChannelGraph, alive: np.ndarray) -> None:
+    for reader, ids in graph.ids.needed:
+        if not alive[ids].any():
+            raise PlanError(f"The plan removes all {len(ids)} channels that {reader!r} selects. Leave at least one.")
 
 
 def _removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
@@ -86,36 +93,60 @@ def _removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
     return np.concatenate(removed)
 
 
-def _rebuild(model: Any, graph: ChannelGraph, alive: np.ndarray, survivors: dict[str, np.ndarray]) -> Any:
-    def resized(layer: Any) -> Any:
-        config = layer.get_config()
-        for entry in _WIDTHS:
-            if entry in config and layer.name in survivors:
-                config[entry] = len(survivors[layer.name])
-        if isinstance(layer, keras.layers.Reshape):
-            config["target_shape"] = _surviving_shape(alive[graph.ids.tensors[layer.name]], layer)
-        return type(layer).from_config(config)
+class _Rebuilder:
+    """Makes every layer and call of a model anew, with the widths that survive; nested models from the inside out."""
 
-    return clone(model, resized)
+    def __init__(self, graph: ChannelGraph, alive: np.ndarray) -> None:
+        self._ids, self._alive = graph.ids, alive
+        self._made: dict[int, Any] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
+        for (path, entry), ids in graph.ids.sizes.items():
+            self._sizes.setdefault(path, {})[entry] = int(np.count_nonzero(alive[ids]))
+
+    def model(self, old: Any) -> Any:
+        new = rebuild(old, self._layer, self._call, self._input_shape)
+        if not old.trainable:
+            new.trainable = False
+        return new
+
+    def _layer(self, old: Any) -> Any:
+        """The new layer in the place of an old one; the same whenever a shared layer is met again."""
+        if id(old) not in self._made:
+            self._made[id(old)] = self.model(old) if is_nested(old) else self._resized(old)
+        return self._made[id(old)]
+
+    def _resized(self, old: Any) -> Any:
+        config = old.get_config()
+        path = self._ids.path(old)
+        for entry, size in self._sizes.get(path, {}).items():
+            if entry not in config:
+                raise ModelError(
+                    f"{type(old).__name__} {path!r} has no {entry!r} in its get_config(): it cannot shrink."
+                )
+            config[entry] = size
+        if isinstance(old, keras.layers.Reshape):
+            config["target_shape"] = surviving_shape(self._ids.calls[path], self._alive, (None, *old.target_shape))[1:]
+        return type(old).from_config(config)
+
+    def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(node.operation, keras.Layer):
+            return self._layer(node.operation)(*args, **kwargs)
+        return call_again(self._ids.calls[self._ids.path(node.operation)], self._alive, args, kwargs)
+
+    def _input_shape(self, tensor: Any) -> tuple[int | None, ...]:
+        call = self._ids.calls[self._ids.path(tensor._keras_history.operation)]
+        kept = survivors_by_axis(call.outputs[0], self._alive)
+        return tuple(
+            said if along.all() else int(np.count_nonzero(along))
+            for said, along in zip(tensor.shape, kept, strict=True)
+        )
 
 
-def _surviving_shape(alive: np.ndarray, layer: Any) -> tuple[int, ...]:
-    """The shape of the surviving entries of a reshape's output; unchanged sizes keep what the layer said (-1, too)."""
-    shape = []
-    for axis in range(alive.ndim):
-        kept = np.count_nonzero(alive.any(axis=tuple(other for other in range(alive.ndim) if other != axis)))
-        shape.append(layer.target_shape[axis] if kept == alive.shape[axis] else int(kept))
-    sizes = [alive.shape[axis] if size in (-1, None) else size for axis, size in enumerate(shape)]
-    if int(np.prod(sizes)) != np.count_nonzero(alive):
-        raise PlanError(f"What survives the plan cannot be reshaped by {layer.name!r}: keep what precedes it.")
-    return tuple(shape)
-
-
-def _transfer(old: Any, new: Any, old_ids: ChannelIds, new_ids: ChannelIds) -> None:
+def _transfer(path: str, old: Any, new: Any, old_ids: ChannelIds, new_ids: ChannelIds) -> None:
     followed = {}
     for (name, attribute), weight in old_ids.weights.items():
-        if name == old.name:
-            followed[id(getattr(old, attribute))] = (weight, new_ids.weights[name, attribute])
+        if name == path and weight.stored:
+            followed[id(attrgetter(attribute)(old))] = (weight, new_ids.weights[name, attribute])
     for source, destination in zip(old.weights, new.weights, strict=True):
         values = np.asarray(source)
         if id(source) in followed:

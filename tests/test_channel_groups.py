@@ -24,10 +24,10 @@ def test_the_groups_of_a_chain():
         ]
     )
     assert names(model) == {
-        "image": (("image",), 3, "model input"),
+        "image": (("image",), 3, "model input 'image'"),
         "stem": (("stem",), 16, None),
         "body": (("body",), 24, None),
-        "head": (("head",), 5, "model output"),
+        "head": (("head",), 5, "model output 'head'"),
     }
 
 

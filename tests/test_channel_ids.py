@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES
 
-from mobileprune import channel_rules  # noqa: F401  (registers the rules)
-from mobileprune.channel_ids import ChannelIds, channel_vector, compact
+from mobileprune import channel_ops, channel_rules  # noqa: F401  (registers the rules)
+from mobileprune.channel_ids import RULES, ChannelIds, compact, register_channels
 from mobileprune.errors import ModelError
 
 layers = keras.layers
@@ -65,8 +65,8 @@ def test_a_shared_layer_creates_its_channels_once_and_its_macs_add_up():
 def test_inputs_and_outputs_are_frozen_with_their_reason():
     ids = ChannelIds(chain(layers.Conv2D(5, 1, name="a"), layers.Conv2D(7, 1, name="b")))
     frozen = ids.frozen()
-    assert {frozen[channel] for channel in ids.outputs["image"]} == {"model input"}
-    assert {frozen[channel] for channel in ids.outputs["b"]} == {"model output"}
+    assert {frozen[channel] for channel in ids.outputs["image"]} == {"model input 'image'"}
+    assert {frozen[channel] for channel in ids.outputs["b"]} == {"model output 'b'"}
     assert not set(ids.outputs["a"].tolist()) & set(frozen)
 
 
@@ -75,14 +75,14 @@ def test_a_reason_reaches_all_channels_that_were_made_one():
     a, b = layers.Dense(3, name="a")(inputs), layers.Dense(3, name="b")(inputs)
     ids = ChannelIds(keras.Model(inputs, [a, layers.Dense(1)(layers.Add()([a, b]))]))
     roots = ids.roots()
-    assert {ids.frozen()[root] for root in roots[ids.outputs["b"]]} == {"model output"}
+    assert {ids.frozen()[root] for root in roots[ids.outputs["b"]]} == {"model output 'a'"}
 
 
 def test_an_operation_without_a_rule_is_frozen_on_both_sides_and_named():
-    ids = ChannelIds(chain(layers.Conv2D(4, 1, name="a"), layers.LayerNormalization(name="ln"), layers.Conv2D(2, 1)))
+    ids = ChannelIds(chain(layers.Conv2D(4, 1, name="a"), layers.AlphaDropout(0.1, name="ln"), layers.Conv2D(2, 1)))
     frozen = ids.frozen()
     for name in ("a", "ln:0"):
-        assert {frozen[channel] for channel in ids.outputs[name]} == {"LayerNormalization 'ln' has no channel rule"}
+        assert {frozen[channel] for channel in ids.outputs[name]} == {"AlphaDropout 'ln' has no channel rule"}
 
 
 def test_a_bare_operation_without_a_rule_is_frozen():
@@ -135,10 +135,45 @@ def test_compact_cuts_constant_axes_only():
     assert compact(np.ascontiguousarray(view)).shape == (1, 1, 3)
 
 
-def test_channel_vector_is_none_when_space_matters():
-    assert channel_vector(np.broadcast_to(np.array([1, 2]), (3, 2))).tolist() == [1, 2]
-    assert channel_vector(np.array([[1, 2], [3, 4]])) is None
-    assert channel_vector(np.full((2, 3), 9)).tolist() == [9, 9, 9]
+def test_channels_lie_along_the_asked_axis_or_none_do():
+    ids = ChannelIds(chain(layers.Conv2D(4, 1, name="a"), layers.Conv2D(1, 1)))
+    one, two, three, four = ids.outputs["a"]
+    assert ids.channels(np.broadcast_to([one, two], (3, 2))).tolist() == [one, two]
+    assert ids.channels(np.full((2, 3), one)).tolist() == [one] * 3
+    assert ids.channels(np.broadcast_to([[one], [two]], (2, 3))) is None
+    assert ids.channels(np.broadcast_to([[one], [two]], (2, 3)), axis=0).tolist() == [one, two]
+    assert len(set(ids.roots()[[one, two, three, four]])) == 4
+    ids.channels(np.array([[one, two], [three, four]]))
+    assert ids.roots()[[one, two]].tolist() == ids.roots()[[three, four]].tolist()
+
+
+class Scaled(layers.Layer):
+    """A layer of the users': one factor for each channel."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=shape[-1:], name="factor")
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+
+def test_a_layer_of_the_users_freezes_what_it_touches_until_it_is_registered():
+    model = chain(layers.Conv2D(4, 1, name="a"), Scaled(name="own"), layers.Conv2D(5, 1, name="b"), layers.Conv2D(1, 1))
+    ids = ChannelIds(model)
+    assert {ids.frozen()[channel] for channel in ids.outputs["a"]} == {"Scaled 'own' has no channel rule"}
+    assert not set(ids.outputs["b"].tolist()) & set(ids.frozen())
+
+    @register_channels(Scaled)
+    def scaled(ids, call):
+        ids.follow(call, "factor", {0: ids.channels(call.inputs[0])})
+        return call.inputs
+
+    try:
+        known = ChannelIds(model)
+    finally:
+        del RULES[Scaled]
+    assert not set(known.outputs["a"].tolist()) & set(known.frozen())
+    np.testing.assert_array_equal(known.weights["own", "factor"].axes[0], known.outputs["a"])
 
 
 class Subclassed(keras.Model):

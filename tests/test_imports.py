@@ -10,7 +10,7 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {"schedules", "masks", "noise", "files", "graph", "tflite_graph", "tflite_runner", "benchmark.statistics"},
+    {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
     {"records", "datasets.fashion_mnist"},
     {
         "preprocess",
@@ -23,9 +23,9 @@ LAYERS = (
         "benchmark.host",
         "console",
     },
-    {"image_folder", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
+    {"image_folder", "channel_ops", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
     {"splits", "channel_groups", "report.markdown", "datasets.make_fashion_mnist"},
-    {"data", "importance", "inspect", "report.html"},
+    {"data", "importance", "inspect", "rewrite", "report.html"},
     {"plan", "train", "manifest"},
     {"surgery", "run"},
     {"cli"},
@@ -40,7 +40,9 @@ ALLOWED = {
             "graph",
             "channel_ids",
             "channel_rules",
+            "channel_ops",
             "channel_groups",
+            "rewrite",
             "surgery",
             "sparsify",
             "models",

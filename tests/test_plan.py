@@ -137,12 +137,12 @@ def test_rounding_leaves_groups_whole_that_are_no_larger():
     assert left == {"image": 3, "stem": 16, "wide": 24, "odd": 8, "small": 8, "head": 5}
 
 
-def test_channels_of_inputs_outputs_and_softmax_stay_with_their_reason():
+def test_channels_of_inputs_and_outputs_stay_with_their_reason():
     plan = plan_channels(model(), ratio=0.9, round_to=1)
     entries = {entry.group: entry for entry in plan.groups}
-    assert (entries["image"].remove, entries["image"].frozen) == ((), "model input")
+    assert (entries["image"].remove, entries["image"].frozen) == ((), "model input 'image'")
     assert entries["head"].remove == ()
-    assert entries["head"].frozen == "softmax of 'head' reads all channels at once"
+    assert entries["head"].frozen == "model output 'head'"
     assert all(entries[name].frozen is None and entries[name].remove for name in FREE_LAYERS)
 
 

@@ -1,0 +1,184 @@
+"""How channel ids pass through what owns no weights: moves of data, element-wise ops, reductions, pooling.
+
+Each rule serves a layer and the functions of `keras.ops` that do the same. What only moves data is run on the ids: what
+it does with the ids is what it does with the channels.
+"""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobileprune.channel_ids import CONSTANT, Call, ChannelIds, Ids, compact, register_channels, rule_for_ops
+from mobileprune.errors import ModelError
+from mobileprune.graph import is_channels_last
+
+layers = keras.layers
+
+# Windows over space: the same channels at other positions.
+_WINDOWS = (
+    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.MaxPooling1D, layers.MaxPooling2D),
+    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
+    *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D),
+    *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D),
+    *(layers.UpSampling1D, layers.UpSampling2D, layers.Resizing),
+)
+_WINDOW_OPS = (
+    *("MaxPool", "AveragePool", "AdaptiveMaxPool", "AdaptiveAveragePool"),
+    *("Resize", "PadImages", "CropImages"),
+)
+_MERGES = (layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum, layers.Minimum)
+# One output value for each input value, or for the values of several tensors at one place.
+_ELEMENTWISE_OPS = (
+    *("Absolute", "Abs", "Fabs", "Negative", "Sign", "Square", "Sqrt", "Rsqrt", "Cbrt", "Reciprocal", "Exp", "Exp2"),
+    *("Expm1", "Log", "Log10", "Log1p", "Log2", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Arcsin", "Arccos"),
+    *("Arctan", "Arcsinh", "Arccosh", "Arctanh", "Erf", "Erfc", "Erfinv", "Ceil", "Floor", "Round", "Trunc", "Clip"),
+    *("NanToNum", "Isfinite", "Isinf", "Isnan", "LogicalNot", "Cast", "SaturateCast", "StopGradient", "Copy"),
+    *("ConvertToTensor", "OnesLike", "ZerosLike", "Relu", "ReLU", "Relu6", "Sigmoid", "SparseSigmoid", "Softplus"),
+    *("Softsign", "SoftShrink", "SparsePlus", "Silu", "Squareplus", "LogSigmoid", "LeakyRelu", "HardSigmoid"),
+    *("HardSilu", "Elu", "Selu", "Gelu", "Celu", "TanhShrink", "HardTanh", "HardShrink", "Threshold", "Mish"),
+    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "DivideNoNan", "FloorDivide", "Power", "Mod", "Fmod"),
+    *("Maximum", "Minimum", "Fmax", "Fmin", "Where", "Equal", "NotEqual", "Greater", "GreaterEqual", "Less"),
+    *("LessEqual", "LogicalAnd", "LogicalOr", "LogicalXor", "Logaddexp", "Logaddexp2", "Arctan2", "Hypot"),
+)
+_REDUCTION_OPS = (
+    *("Mean", "Sum", "Max", "Min", "Amax", "Amin", "Prod", "Var", "Std", "Median", "Any", "All", "Logsumexp"),
+    *("CountNonzero", "Nanmean", "Nansum", "Nanmax", "Nanmin"),
+)
+_MOVES = (layers.Flatten, layers.Permute, layers.Concatenate, layers.RepeatVector)
+_MOVE_OPS = (
+    *("Transpose", "Swapaxes", "Moveaxis", "Squeeze", "ExpandDims", "Ravel", "Rot90", "Concatenate", "Stack"),
+    *("Hstack", "Vstack", "Dstack", "Append", "BroadcastTo", "Tile", "Repeat", "Flip", "Fliplr", "Flipud"),
+)
+# Moves that leave some of what they read behind, or put it elsewhere by index.
+SELECTIONS = (*("GetItem", "Slice", "Take", "Split", "Hsplit", "Vsplit", "Dsplit", "ArraySplit", "Unstack", "Roll"),)
+
+
+@register_channels(*_WINDOWS)
+@rule_for_ops(*_WINDOW_OPS)
+def _windows(ids: ChannelIds, call: Call) -> list[Ids]:
+    channels = ids.channels(call.inputs[0]) if is_channels_last(call.operation) else None
+    if channels is None:
+        return ids.refuse(call, f"{type(call.operation).__name__} {call.path!r} moves over the axis of the channels")
+    return call.spread(channels)
+
+
+@register_channels(*_MERGES)
+@rule_for_ops(*_ELEMENTWISE_OPS)
+def _elementwise(ids: ChannelIds, call: Call) -> list[Ids]:
+    """Ids that meet are unified; what has size 1 where the others have channels reaches all of them and stays."""
+    if not call.inputs:
+        return ids.refuse(call, f"{call.path!r} reads nothing")
+    rank = len(call.output_shapes[0])
+    aligned = [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in call.inputs]
+    small = [compact(array) for array in aligned]
+    meeting, shapes = [], np.broadcast_shapes(*(array.shape for array in small))
+    for array, whole in zip(small, aligned, strict=True):
+        if any(size > 1 and whole.shape[axis] == 1 for axis, size in enumerate(shapes)):
+            ids.freeze(array, f"{call.path!r} spreads it over all channels")
+        else:
+            meeting.append(array)
+    # Two tensors may each lack an axis of the other: then all are spread, and nobody's channels go on alone.
+    found = meeting[0] if meeting else np.full((1,) * rank, CONSTANT)
+    for other in meeting[1:]:
+        ids.unify(found, other)
+        found = np.broadcast_to(found, np.broadcast_shapes(found.shape, other.shape))
+    if not meeting:
+        for array in call.inputs:
+            ids.freeze(array, f"{call.path!r} spreads it over all channels")
+    return [np.broadcast_to(found, call.output_shapes[0])]
+
+
+@rule_for_ops(*_REDUCTION_OPS)
+def _reduction(ids: ChannelIds, call: Call) -> list[Ids]:
+    operation, array = call.operation, call.inputs[0]
+    axes = getattr(operation, "axis", None)
+    axes = range(array.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
+    reduced = sorted(axis % array.ndim for axis in axes)
+    small = compact(array)
+    if any(small.shape[axis] > 1 for axis in reduced):
+        ids.inexact(array, f"{type(operation).__name__} {call.path!r} reads all channels at once")
+        return [np.full(shape, CONSTANT) for shape in call.output_shapes]
+    kept = small if getattr(operation, "keepdims", False) else np.squeeze(small, tuple(reduced))
+    return [np.broadcast_to(kept, call.output_shapes[0])]
+
+
+@rule_for_ops("Softmax", "LogSoftmax", "Sparsemax", "Normalize")
+def _over_an_axis(ids: ChannelIds, call: Call) -> list[Ids]:
+    array = call.inputs[0]
+    axes = getattr(call.operation, "axis", -1)
+    axes = range(array.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
+    small = compact(array)
+    if any(small.shape[axis] > 1 for axis in axes):
+        ids.inexact(array, f"{type(call.operation).__name__} {call.path!r} reads all channels at once")
+    return call.inputs
+
+
+@register_channels(*_MOVES)
+@rule_for_ops(*_MOVE_OPS)
+def _move(ids: ChannelIds, call: Call) -> list[Ids]:
+    if call.has_constants:
+        return ids.refuse(call, f"{call.path!r} joins constants to channels")
+    found = moved(call, _ids_tensor)
+    for array in found:
+        ids.keep_rectangular(array)
+    return found
+
+
+@register_channels(layers.Reshape)
+@rule_for_ops("Reshape", "DepthToSpace", "SpaceToDepth")
+def _reshape(ids: ChannelIds, call: Call) -> list[Ids]:
+    found = _move(ids, call)
+    if call.path in ids.calls:
+        # A shared layer has one target shape, so what it is called on must lose the same channels.
+        ids.unify(ids.calls[call.path].outputs[0], found[0])
+    return found
+
+
+@rule_for_ops(*SELECTIONS)
+def _selection(ids: ChannelIds, call: Call) -> list[Ids]:
+    array = call.inputs[0]
+    if len(call.inputs) > 1:
+        return ids.refuse(call, f"{call.path!r} selects by computed indices")
+    if type(call.operation).__name__ == "Unstack":
+        small = compact(array)
+        ids.unify(small.take([0], call.operation.axis), small)
+    found = moved(call, _ids_tensor)
+    for part in found:
+        ids.keep_rectangular(part)
+        if compact(part).size < compact(array).size:
+            ids.need_one(part, call.path)
+    return found
+
+
+@rule_for_ops("Pad")
+def _pad(ids: ChannelIds, call: Call) -> list[Ids]:
+    """Around space the channels stay what they are; beside channels come values that are none."""
+    array = call.inputs[0]
+    small = compact(array)
+    widths = np.broadcast_to(np.asarray(call.operation.pad_width), (array.ndim, 2))
+    beside = [pair if size > 1 else (0, 0) for pair, size in zip(widths.tolist(), small.shape, strict=True)]
+    if call.operation.mode != "constant" and np.any(beside):
+        return ids.refuse(call, f"{call.path!r} pads with copies of other channels")
+    return [np.broadcast_to(np.pad(small, beside, constant_values=CONSTANT), call.output_shapes[0])]
+
+
+def moved(call: Call, fill: Any) -> list[np.ndarray]:
+    """The call run on what `fill` makes of the ids; the results at batch 1.
+
+    Raises:
+        ModelError: the result has another shape than the call's own.
+    """
+    found = [np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in call.run(fill)]
+    for array, tensor in zip(found, call.node.output_tensors, strict=True):
+        known = tuple(tensor.shape)
+        fits = array.ndim == len(known) and all(
+            size in (None, got) for size, got in zip(known[1:], array.shape[1:], strict=True)
+        )
+        if not fits:
+            raise ModelError(f"{call.path!r} gives shape {array.shape} where its model says {known}.")
+    return found
+
+
+def _ids_tensor(ids: Ids) -> Any:
+    return keras.ops.convert_to_tensor(np.ascontiguousarray(ids), "int64")
