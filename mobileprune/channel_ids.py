@@ -409,6 +409,28 @@ def compact(ids: Ids) -> Ids:
     return ids
 
 
+def places(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """For each entry of `new` the index in `old` of the same id: its n-th occurrence for the n-th occurrence.
+
+    An id occurs more than once behind a flatten (once for each pixel) and in a depthwise multiplier.
+    """
+    old_keys, new_keys = _occurrences(old), _occurrences(new)
+    lookup = {key: index for index, key in enumerate(old_keys)}
+    try:
+        return np.array([lookup[key] for key in new_keys], np.int64)
+    except KeyError as error:
+        raise ModelError("The smaller model has a channel that the larger one lacks.") from error
+
+
+def _occurrences(ids: np.ndarray) -> list[tuple[int, int]]:
+    seen: dict[int, int] = {}
+    keys = []
+    for channel in ids.tolist():
+        seen[channel] = seen.get(channel, -1) + 1
+        keys.append((channel, seen[channel]))
+    return keys
+
+
 def _stored(array: Ids, shape: tuple[int, ...]) -> Ids:
     """The array as a view of its few different entries."""
     return np.broadcast_to(np.ascontiguousarray(compact(array)), np.broadcast_shapes(array.shape, shape))

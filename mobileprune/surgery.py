@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.channel_ids import ChannelIds, Weight
+from mobileprune.channel_ids import ChannelIds, Weight, places
 from mobileprune.errors import ModelError, PlanError
 from mobileprune.graph import clone, is_nested, rebuild, same_layer
 from mobileprune.plan import PruningPlan, plan_channels
@@ -156,27 +156,5 @@ def _transfer(path: str, old: Any, new: Any, old_ids: ChannelIds, new_ids: Chann
 
 def _selected(values: np.ndarray, old: Weight, new: Weight) -> np.ndarray:
     for axis, ids in new.axes.items():
-        values = values.take(_places(old.axes[axis], ids), axis)
+        values = values.take(places(old.axes[axis], ids), axis)
     return values
-
-
-def _places(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """For each entry of `new` the index in `old` of the same id: its n-th occurrence for the n-th occurrence.
-
-    An id occurs more than once behind a flatten (once for each pixel) and in a depthwise multiplier.
-    """
-    old_keys, new_keys = _occurrences(old), _occurrences(new)
-    lookup = {key: index for index, key in enumerate(old_keys)}
-    try:
-        return np.array([lookup[key] for key in new_keys], np.int64)
-    except KeyError as error:
-        raise PlanError("The smaller model has a channel that the larger one lacks.") from error
-
-
-def _occurrences(ids: np.ndarray) -> list[tuple[int, int]]:
-    seen: dict[int, int] = {}
-    keys = []
-    for channel in ids.tolist():
-        seen[channel] = seen.get(channel, -1) + 1
-        keys.append((channel, seen[channel]))
-    return keys

@@ -71,8 +71,8 @@ def test_removing_what_nobody_reads_changes_nothing(name, training):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_slice_that_is_off_by_one_breaks_the_law(name, monkeypatch):
     model, plan = pruned_pair(name)
-    right = surgery._places
-    monkeypatch.setattr(surgery, "_places", lambda old, new: (right(old, new) + 1) % len(old))
+    right = surgery.places
+    monkeypatch.setattr(surgery, "places", lambda old, new: (right(old, new) + 1) % len(old))
     wrong = prune_channels(model, plan)
     inputs = random_inputs(model)
     pairs = zip(outputs(model, inputs, False), outputs(wrong, inputs, False), strict=True)

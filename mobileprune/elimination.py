@@ -1,0 +1,151 @@
+"""Backward elimination: which channels go when the survivors' weights are fitted anew afterwards.
+
+The cheapest channel to lose is the one that the others can stand in for. With H the inverse covariance of what a layer
+reads and W its weights, dropping channel j and re-fitting the rest costs ||W_j||² / H_jj; it is dropped, H and W are
+brought up to date by a step of rank one, and so on (Hassibi & Stork 1992, "Optimal Brain Surgeon"; whole channels as in
+Meng et al. 2024, "OSSCAR", arXiv:2403.12983). A group that several layers read costs what it costs all of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobileprune.channel_groups import ChannelGraph, ChannelGroup
+from mobileprune.linear import LinearMap, linear_maps
+from mobileprune.moments import measure
+from mobileprune.playback import play
+
+# Added to the covariance's diagonal, as a share of its mean.
+_DAMPING = 1e-2
+
+
+@dataclasses.dataclass
+class Reader:
+    """A layer that reads channels, as elimination sees it.
+
+    Attributes:
+        path: the layer's path.
+        inverse: inverse covariance of what it reads, shape (groups, columns, columns).
+        weights: its matrix, shape (groups, columns, outputs), scaled so that squared errors of all readers have one
+            unit: shares of the variance of their outputs.
+        ids: the channel id of each column, shape (columns,).
+    """
+
+    path: str
+    inverse: np.ndarray
+    weights: np.ndarray
+    ids: np.ndarray
+
+
+def readers(graph: ChannelGraph, model: Any, images: Any, settings: Any = None) -> list[Reader]:
+    """Every linear map that reads channels, with the covariance of what it reads on `images`."""
+    found = []
+    seen: set[str] = set()
+    for step in play(model, images):
+        if not isinstance(step.operation, keras.Layer) or step.path in seen:
+            continue
+        seen.add(step.path)
+        for map in linear_maps(step.operation):
+            ids = _column_ids(graph, step.path, map)
+            if ids is not None:
+                sums = measure(map, step.inputs, map, step.inputs)
+                found.append(_reader(step.path, map, sums, ids))
+    return found
+
+
+def _column_ids(graph: ChannelGraph, path: str, map: LinearMap) -> np.ndarray | None:
+    weight = graph.ids.weights[path, map.kernel]
+    if map.reads is None or map.reads % len(weight.shape) not in weight.axes:
+        return None
+    return map.columns(weight.axes[map.reads % len(weight.shape)])
+
+
+def _reader(path: str, map: LinearMap, sums: Any, ids: np.ndarray) -> Reader:
+    xx, _, variance = sums.centred()
+    columns = xx.shape[1]
+    damping = _DAMPING * np.maximum(np.trace(xx, axis1=1, axis2=2) / columns, 1e-12)
+    inverse = np.linalg.inv(xx + damping[:, None, None] * np.eye(columns))
+    scale = 1 / np.sqrt(max(float(variance.sum()), 1e-12))
+    return Reader(path, inverse, map.matrix() * scale, ids)
+
+
+def eliminate(
+    graph: ChannelGraph, group: ChannelGroup, reading: list[Reader], at_once: int | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """The order in which the units of a group go, and what each costs then.
+
+    Returns:
+        Two arrays of shape (units,): unit indices, and losses in shares of the readers' output variance; None when no
+        layer that can be re-fitted reads the group.
+    """
+    roots = graph.ids.roots()
+    unit = np.full(len(roots), -1)
+    unit[group.roots] = np.arange(group.size)
+    states = []
+    for reader in reading:
+        units = unit[roots[reader.ids]]
+        if (units >= 0).any():
+            states.append(_State(reader.inverse.copy(), reader.weights.copy(), units, group.size))
+    if not states:
+        return None
+    at_once = at_once or max(1, group.size // 64)
+    order, losses = [], []
+    left = np.ones(group.size, bool)
+    while left.any():
+        costs = sum(state.costs() for state in states)
+        costs = np.where(left, costs, np.inf)
+        going = np.argsort(costs, kind="stable")[: min(at_once, int(left.sum()))]
+        spent = sum(state.remove(going) for state in states)
+        order.extend(going.tolist())
+        # Together they cost more than each alone; the whole is what is left unexplained.
+        own = np.maximum(costs[going], 1e-30)
+        losses.extend((spent * own / own.sum()).tolist())
+        left[going] = False
+    return np.array(order), np.array(losses)
+
+
+class _State:
+    """One reader while units are dropped: rows of dropped columns are cut out."""
+
+    def __init__(self, inverse: np.ndarray, weights: np.ndarray, units: np.ndarray, count: int) -> None:
+        self.inverse, self.weights, self.units, self.count = inverse, weights, units, count
+
+    def costs(self) -> np.ndarray:
+        """What dropping each unit alone would cost, shape (units,)."""
+        found = np.zeros(self.count)
+        inside = self.units >= 0
+        counts = np.bincount(self.units[inside], minlength=self.count)
+        widths = np.unique(counts[counts > 0])
+        for width in widths:
+            members = np.flatnonzero(counts == width)
+            position = np.full(self.count, -1)
+            position[members] = np.arange(len(members))
+            columns = np.flatnonzero(inside & np.isin(self.units, members))
+            columns = columns[np.argsort(position[self.units[columns]], kind="stable")].reshape(len(members), width)
+            block = self.inverse[:, columns[:, :, None], columns[:, None, :]]
+            rows = self.weights[:, columns]
+            if width == 1:
+                cost = (rows[:, :, 0] ** 2).sum(-1) / np.maximum(block[:, :, 0, 0], 1e-30)
+            else:
+                cost = np.einsum("gukn,gukn->gu", rows, np.linalg.solve(block, rows))
+            found[members] = cost.sum(0)
+        return found
+
+    def remove(self, units: np.ndarray) -> float:
+        """Drops units, fits the rest anew and returns what that cost."""
+        gone = np.isin(self.units, units)
+        if not gone.any():
+            return 0.0
+        block = self.inverse[:, gone][:, :, gone]
+        rows = self.weights[:, gone]
+        solved = np.linalg.solve(block, np.concatenate([rows, self.inverse[:, gone]], axis=2))
+        fitted, carried = solved[:, :, : rows.shape[2]], solved[:, :, rows.shape[2] :]
+        across = self.inverse[:, :, gone]
+        cost = float((rows * fitted).sum())
+        keep = ~gone
+        self.weights = (self.weights - across @ fitted)[:, keep]
+        self.inverse = (self.inverse - across @ carried)[:, keep][:, :, keep]
+        self.units = self.units[keep]
+        return cost

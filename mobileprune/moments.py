@@ -1,0 +1,105 @@
+"""Means and covariances of what a linear map reads and should give, summed over all calibration batches."""
+
+import dataclasses
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from mobileprune.linear import LinearMap
+
+# Rows for each column of the matrix: enough for a covariance that can be inverted, and no slower than it must be.
+_ROWS_PER_COLUMN = 48
+_LEAST_ROWS = 8192
+# Values of one piece of activations while they are written as rows.
+_VALUES_AT_ONCE = 2**24
+
+
+@dataclasses.dataclass
+class Moments:
+    """Sums over rows of activations X (rows, groups, columns) and wanted outputs Y (rows, groups, outputs).
+
+    Attributes:
+        count: the number of rows.
+        x: sum of X, shape (groups, columns).
+        xx: sum of X'X, shape (groups, columns, columns).
+        y: sum of Y, shape (groups, outputs).
+        xy: sum of X'Y, shape (groups, columns, outputs).
+        yy: sum of Y squared, shape (groups, outputs).
+    """
+
+    count: int
+    x: np.ndarray
+    xx: np.ndarray
+    y: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Covariances of X with itself and with Y, and variances of Y."""
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        xx = self.xx / self.count - mean_x[:, :, None] * mean_x[:, None, :]
+        xy = self.xy / self.count - mean_x[:, :, None] * mean_y[:, None, :]
+        return xx, xy, np.maximum(self.yy / self.count - mean_y**2, 0)
+
+
+def measure(
+    reads: LinearMap,
+    inputs: list[list[Any]],
+    wanted: LinearMap,
+    originals: list[list[Any]],
+    outputs: np.ndarray | None = None,
+    seed: int = 0,
+) -> Moments:
+    """Moments of what `reads` reads and of what `wanted`, the same map of another model, makes of its own inputs.
+
+    Args:
+        reads: the map to be fitted.
+        inputs: what its layer is called on: for each tensor its batches.
+        wanted: the map whose outputs are wanted.
+        originals: what that layer is called on, the same images in the same batches.
+        outputs: indices of the outputs that `reads` still has among those of `wanted`; all by default.
+        seed: for the choice of rows.
+    """
+    generator = np.random.default_rng(seed)
+    columns = reads.matrix().shape[1]
+    widest = max(math.prod(map.matrix().shape[:2]) for map in (reads, wanted))
+    budget = max(_LEAST_ROWS, _ROWS_PER_COLUMN * columns)
+    images = sum(len(batch) for batch in inputs[0])
+    found: list[tuple[Any, ...]] = []
+    for index in range(len(inputs[0])):
+        pieces = zip(*(_pieces(tensor[index], widest) for tensor in (*inputs, *originals)), strict=True)
+        for piece in pieces:
+            mine, other = list(piece[: len(inputs)]), list(piece[len(inputs) :])
+            x, y = reads.rows(mine), wanted.apply(other)
+            if outputs is not None:
+                y = keras.ops.take(keras.ops.reshape(y, (len(y), -1)), outputs, axis=1)
+                y = keras.ops.reshape(y, (len(y), reads.groups, -1))
+            allowed = max(1, round(budget * len(mine[0]) / images))
+            if len(x) > allowed:
+                chosen = generator.choice(len(x), allowed, replace=False)
+                x, y = keras.ops.take(x, chosen, axis=0), keras.ops.take(y, chosen, axis=0)
+            found.append(_sums(x, y))
+    counts, *sums = zip(*found, strict=True)
+    return Moments(sum(counts), *(np.sum(part, axis=0) for part in sums))
+
+
+def _sums(x: Any, y: Any) -> tuple[Any, ...]:
+    ops = keras.ops
+    by_group, wanted = ops.transpose(x, (1, 0, 2)), ops.transpose(y, (1, 0, 2))
+    across = ops.transpose(by_group, (0, 2, 1))
+    parts = (
+        ops.sum(x, axis=0),
+        ops.matmul(across, by_group),
+        ops.sum(y, axis=0),
+        ops.matmul(across, wanted),
+        ops.sum(ops.square(y), axis=0),
+    )
+    return (len(x), *(np.asarray(part, np.float64) for part in parts))
+
+
+def _pieces(tensor: Any, columns: int) -> list[Any]:
+    values = math.prod(tensor.shape[1:-1]) * columns
+    at_once = max(1, _VALUES_AT_ONCE // max(1, values))
+    return [tensor[at : at + at_once] for at in range(0, len(tensor), at_once)]
