@@ -11,7 +11,7 @@ from smoke_run import ROOT
 LAYERS = (
     {"errors", "tflite_worker"},
     {"schedules", "masks", "noise", "files", "graph", "tflite_graph", "tflite_runner", "benchmark.statistics"},
-    {"records", "datasets.fashion_mnist"},
+    {"records", "ranking", "datasets.fashion_mnist"},
     {
         "preprocess",
         "sparsify",
@@ -24,9 +24,10 @@ LAYERS = (
         "console",
     },
     {"image_folder", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
-    {"splits", "channel_groups", "report.markdown", "datasets.make_fashion_mnist"},
-    {"data", "importance", "inspect", "report.html"},
-    {"plan", "train", "manifest"},
+    {"splits", "channel_groups", "gradients", "report.markdown", "datasets.make_fashion_mnist"},
+    {"data", "importance", "constraints", "file_size", "inspect", "report.html"},
+    {"allocation", "train", "manifest"},
+    {"plan"},
     {"surgery", "run"},
     {"cli"},
 )
@@ -41,6 +42,7 @@ ALLOWED = {
             "channel_ids",
             "channel_rules",
             "channel_groups",
+            "gradients",
             "surgery",
             "sparsify",
             "models",
@@ -49,7 +51,7 @@ ALLOWED = {
         ),
         "datasets.fashion_mnist",  # its download, inside a function
     },
-    "tensorflow": {"convert", "noise", "splits", "train"},
+    "tensorflow": {"convert", "gradients", "noise", "splits", "train"},
     "ai_edge_litert": {"tflite_graph", "tflite_worker"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": set(),
@@ -59,7 +61,7 @@ ALLOWED = {
     "rich": {"console", "progress", "cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
-LAZY = {"splits", "noise"}
+LAZY = {"gradients", "splits", "noise"}
 
 
 def sources(package: Path) -> dict[str, ast.Module]:
