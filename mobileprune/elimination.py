@@ -7,6 +7,7 @@ Meng et al. 2024, "OSSCAR", arXiv:2403.12983). A group that several layers read 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from mobileprune.channel_groups import ChannelGraph, ChannelGroup
 from mobileprune.linear import LinearMap, linear_maps
 from mobileprune.moments import measure
 from mobileprune.playback import play
+from mobileprune.ranking import Ranking
 
 # Added to the covariance's diagonal, as a share of its mean.
 _DAMPING = 1e-2
@@ -37,6 +39,25 @@ class Reader:
     inverse: np.ndarray
     weights: np.ndarray
     ids: np.ndarray
+
+
+def backward_elimination(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], model: Any, images: Any
+) -> dict[str, Ranking]:
+    """The order in which each group's units go, and what each costs its readers, by group name.
+
+    Args:
+        graph: the model's channel graph.
+        groups: the groups to rank.
+        model: the model; not changed.
+        images: calibration images, see `mobileprune.playback.play`.
+    """
+    reading = readers(graph, model, images)
+    found = {}
+    for group in groups:
+        order, losses = eliminate(graph, group, reading)
+        found[group.name] = Ranking(order, losses, absolute=True)
+    return found
 
 
 def readers(graph: ChannelGraph, model: Any, images: Any, settings: Any = None) -> list[Reader]:

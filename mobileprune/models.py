@@ -213,9 +213,9 @@ def with_fixed_input(model: Any, contract: Preprocess) -> Any:
         raise ModelError(f"{model.name!r} does not take {contract.shape} images: {reason}") from error
 
 
-def gives_probabilities(model: Any) -> bool:
-    """Whether the model's outputs are probabilities (it ends in a softmax) rather than logits."""
-    layer = functional_graph(model).outputs[0]._keras_history.operation
+def gives_probabilities(model: Any, output: int = 0) -> bool:
+    """Whether one of the model's outputs is probabilities (it ends in a softmax) rather than logits."""
+    layer = functional_graph(model).outputs[output]._keras_history.operation
     if isinstance(layer, PruneLowMagnitude):
         layer = layer.layer
     name = getattr(getattr(layer, "activation", None), "__name__", "")

@@ -1,20 +1,25 @@
 """Which channels to remove: from groups, scores and one target to a plan that a person can read and edit."""
 
 import dataclasses
-import fnmatch
-from collections.abc import Sequence
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mobileprune.channel_groups import ChannelGraph, ChannelGroup, Cost
+from mobileprune.allocation import SCOPES, Allocation, Measure, check_floor
+from mobileprune.channel_groups import ChannelGraph, Cost
+from mobileprune.constraints import MAX_RATIO, constraints, explicit_counts
 from mobileprune.errors import PlanError, known_names
-from mobileprune.files import read_json, write_json
-from mobileprune.importance import score
+from mobileprune.file_size import FileSize, check_size_recipe
+from mobileprune.files import read_json, write_bytes
+from mobileprune.importance import Importance, Scoring, check_importance, importance_name, rankings
+from mobileprune.ranking import check_normalisation
 from mobileprune.records import Record
-
-SCOPES = ("global", "local")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,8 @@ class GroupPlan(Record):
 class PruningPlan(Record):
     """A choice of channels. It fits every model of the same architecture, whatever its weights.
 
-    `macs` and `params` are those of the smaller model, `*_before` those of the model the plan was made for.
+    `macs` and `params` are those of the smaller model, `*_before` those of the model the plan was made for. Who edits
+    `remove` by hand need not mend them: they are only a record, and `cost_of_plan` computes them again.
     """
 
     model: str
@@ -43,10 +49,13 @@ class PruningPlan(Record):
     macs: int
     params: int
     groups: tuple[GroupPlan, ...]
+    normalise: str = "sum"
 
     def save(self, path: str | Path) -> Path:
-        """Writes the plan as JSON."""
-        return write_json(Path(path), self.to_json())
+        """Writes the plan as JSON, each list of channels on one line."""
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        in_lines = re.sub(r"\[\s+([\d,\s]+?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
+        return write_bytes(Path(path), f"{in_lines}\n".encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":
@@ -59,29 +68,53 @@ def plan_channels(
     *,
     macs: float | None = None,
     params: float | None = None,
+    file_bytes: float | None = None,
     ratio: float | None = None,
-    importance: str = "l2",
+    channels: Mapping[str, int] | None = None,
+    importance: Importance = "l2",
+    normalise: str = "sum",
     scope: str = "global",
     round_to: int = 8,
-    max_ratio: float = 0.9,
+    min_channels: int | Mapping[str, int] = 1,
+    max_ratio: float | Mapping[str, float] = MAX_RATIO,
     keep: Sequence[str] = (),
+    prune_only: Sequence[str] = (),
+    recipe: str = "float32",
+    calibration: Any = None,
     seed: int = 0,
 ) -> PruningPlan:
     """Chooses the channels to remove so that the smaller model meets one target. The model is not changed.
+
+    Whether the target can be met is known before any score is computed. Patterns are shell wildcards over the names of
+    layers that create channels; in a mapping the first pattern that matches a layer counts.
 
     Args:
         model: a built Sequential or functional model.
         macs: target for the multiply-accumulates: the fraction kept when at most 1, absolute above.
         params: the same for the parameters.
-        ratio: share of the units removed from every group alike, 0 to 1. Exactly one of the three must be given.
-        importance: how channels are ranked, see `mobileprune.importance`.
-        scope: `"global"` ranks the channels of all groups together: each unit's score counts as its share of what is
-            left of its group, so that wide, redundant groups lose more. `"local"` removes the same share of every
-            group.
+        file_bytes: the same for the size of the `.tflite` in `recipe`, as estimated by `mobileprune.file_size`: within
+            2% for files of more than 100 kB.
+        ratio: share of the units removed from every group alike, 0 to 1.
+        channels: how many channels layers keep, `{"stem": 24, "block_*_expand": 96}`; other groups stay whole, and
+            `round_to`, `max_ratio` and `min_channels` do not count. Exactly one of the five must be given.
+        importance: how channels are ranked: `"l1"`, `"l2"`, `"batch_norm_scale"`, `"fpgm"`, `"taylor"` (needs
+            `calibration`), `"random"`, see `mobileprune.importance` for the papers; or a function
+            `(graph, group, values) -> scores`, see `mobileprune.importance.score`; or a mapping of group names to
+            finished `Ranking`s.
+        normalise: how scores of different groups are made comparable: `"sum"`, `"mean"`, `"max"`, `"gaussian"` or
+            `"none"`, see `mobileprune.ranking.ranked`. It matters where the scope is not `"local"`.
+        scope: `"global"` ranks the channels of all groups together. `"local"` removes the same share of every group.
+            `"isomorphic"` ranks groups of the same sub-structure (kinds of layers and of weights) among each other, and
+            each such class loses the same share (Fang et al. 2024, arXiv:2407.04616).
         round_to: channels kept are a multiple of this, because kernels like whole vectors; groups that are no larger
-            stay whole.
-        max_ratio: no group loses a larger share than this.
-        keep: wildcard patterns of layers whose channels all stay.
+            stay whole. (Of a grouped convolution, channels of each of its groups.)
+        min_channels: no group keeps fewer, counted and rounded likewise.
+        max_ratio: no group loses a larger share than this. Coupled layers that match different entries follow the
+            strictest, here and in `min_channels`; layers that match none lose up to 0.9.
+        keep: patterns of layers whose channels all stay.
+        prune_only: patterns of the only layers that may lose channels; what is coupled to another layer stays whole.
+        recipe: what `file_bytes` counts: float32, float16, dynamic_int8, int8 or int8_float_io.
+        calibration: for `"taylor"`: float32 images as the model takes them, (images, labels), or batches of either.
         seed: for `importance="random"`.
 
     Raises:
@@ -91,181 +124,172 @@ def plan_channels(
         >>> plan_channels(model, macs=0.5, keep=["head"]).macs      # doctest: +SKIP
         4216832
     """
-    targets = {"macs": macs, "params": params, "ratio": ratio}
-    given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        raise PlanError(f"Give exactly one target of {known_names(targets)}. Received: {given or 'none'}.")
-    ((target, wanted),) = given.items()
+    target, wanted = _only_target(
+        {"macs": macs, "params": params, "file_bytes": file_bytes, "ratio": ratio, "channels": channels}
+    )
     if scope not in SCOPES:
         raise PlanError(f"Unknown scope {scope!r}. Known: {known_names(SCOPES)}.")
-    if not wanted > 0 or (target == "ratio" and wanted >= 1):
-        raise PlanError(f"{target}={wanted} leaves no channels. It must be above 0, and a ratio below 1.")
-    if round_to < 1 or not 0 < max_ratio < 1:
-        raise PlanError(f"round_to must be at least 1 and max_ratio between 0 and 1: {round_to=}, {max_ratio=}.")
-
-    if target == "ratio" and wanted > max_ratio:
-        raise PlanError(f"ratio={wanted} is more than any group may lose. Raise {max_ratio=} or lower the ratio.")
+    check_normalisation(normalise)
+    check_importance(importance, calibration)
+    check_size_recipe(recipe)
 
     graph = ChannelGraph(model)
-    frozen = _frozen_groups(graph, keep)
-    free = [group for group in graph.groups if group.name not in frozen]
-    values = _weight_reader(graph)
-    scores = {group.name: score(graph, group, importance, values, seed) for group in free}
-    chooser = _Chooser(graph, free, scores, scope, round_to, max_ratio)
-    before = graph.cost(graph.everything())
-    if target == "ratio":
-        kept = chooser.kept_at_ratio(float(wanted))
-    else:
-        budget = wanted * getattr(before, target) if wanted <= 1 else wanted
-        kept = chooser.kept_within(target, float(budget))
-    return _to_plan(model, graph, frozen, chooser, kept, before, f"{target}={wanted:g}", importance, scope)
-
-
-class _Chooser:
-    """Turns "remove this much" into numbers of channels kept for each group."""
-
-    def __init__(
-        self,
-        graph: ChannelGraph,
-        groups: list[ChannelGroup],
-        scores: dict[str, np.ndarray],
-        scope: str,
-        round_to: int,
-        max_ratio: float,
-    ) -> None:
-        self.graph, self.groups, self.scope, self.round_to = graph, groups, scope, round_to
-        # Units in the order in which they would go, least important first.
-        self.order = {group.name: np.argsort(scores[group.name], kind="stable") for group in groups}
-        self.least = {group.name: self._least(group, max_ratio) for group in groups}
-        self._losses = {name: _losses(values) for name, values in scores.items()}
-        self._largest = max((float(losses[-1]) for losses in self._losses.values()), default=1.0)
-
-    def removed(self, kept: dict[str, int]) -> dict[str, np.ndarray]:
-        return {group.name: self.order[group.name][: group.size - kept[group.name]] for group in self.groups}
-
-    def cost(self, kept: dict[str, int]) -> Cost:
-        removed = self.removed(kept)
-        roots = [group.roots[removed[group.name]] for group in self.groups]
-        return self.graph.cost(self.graph.without(np.concatenate(roots) if roots else np.zeros(0, np.int64)))
-
-    def kept_at_ratio(self, ratio: float) -> dict[str, int]:
-        return {group.name: self._rounded(group, group.size * (1 - ratio)) for group in self.groups}
-
-    def kept_within(self, target: str, budget: float) -> dict[str, int]:
-        """The gentlest cut that stays within the budget, then whatever chunks still fit put back, best first."""
-        floor = getattr(self.cost(self.least), target)
-        if floor > budget:
-            raise PlanError(
-                f"{target} cannot go below {floor:,} ({floor / getattr(self._before(), target):.0%} of the model); "
-                f"{budget:,.0f} were asked. Raise the target, or lower round_to, raise max_ratio or shorten keep."
-            )
-        if getattr(self._before(), target) <= budget:
-            return {group.name: group.size for group in self.groups}
-        low, high = 0.0, 1.0  # `high` is within the budget, `low` is not
-        for _ in range(40):
-            middle = (low + high) / 2
-            within = getattr(self.cost(self._kept_at(middle)), target) <= budget
-            low, high = (low, middle) if within else (middle, high)
-        return self._refill(self._kept_at(high), target, budget)
-
-    def _refill(self, kept: dict[str, int], target: str, budget: float) -> dict[str, int]:
-        worth = sorted(self.groups, key=lambda group: -self._worth_of_next_chunk(group, kept))
-        for group in worth:
-            more = min(group.size, (kept[group.name] // self.round_to + 1) * self.round_to)
-            larger = {**kept, group.name: more}
-            if getattr(self.cost(larger), target) <= budget:
-                kept = larger
-        return kept
-
-    def _worth_of_next_chunk(self, group: ChannelGroup, kept: dict[str, int]) -> float:
-        removed = group.size - kept[group.name]
-        return float(self._losses[group.name][max(0, removed - self.round_to) : removed].sum())
-
-    def _before(self) -> Cost:
-        return self.graph.cost(self.graph.everything())
-
-    def _kept_at(self, strength: float) -> dict[str, int]:
-        """`strength` 0 keeps everything, 1 removes all that may go."""
-        if self.scope == "local":
-            return self.kept_at_ratio(strength)
-        # Losses crowd near 0: a power spreads the bisection's steps.
-        threshold = self._largest * strength**4
-        return {
-            group.name: self._rounded(
-                group, group.size - int(np.searchsorted(self._losses[group.name], threshold, "right"))
-            )
-            for group in self.groups
-        }
-
-    def _rounded(self, group: ChannelGroup, wanted: float) -> int:
-        if wanted >= group.size:
-            return group.size
-        nearest = round(wanted / self.round_to) * self.round_to
-        return min(group.size, max(self.least[group.name], nearest))
-
-    def _least(self, group: ChannelGroup, max_ratio: float) -> int:
-        needed = max(1, int(np.ceil(group.size * (1 - max_ratio))))
-        return min(group.size, -(-needed // self.round_to) * self.round_to)
-
-
-def _losses(scores: np.ndarray) -> np.ndarray:
-    """What removing each channel of a group costs, in the order in which they go, comparable between groups.
-
-    A channel's share of its group's total, times the square root of how much narrower the group has become by then.
-    Without that factor the group with the flattest scores is emptied before any other is touched: an inverted-residual
-    network of 348 thousand parameters, cut to half of its MACs and fine-tuned for 4 epochs, then had 88.0% of the
-    Fashion-MNIST test images right, and 88.5% with the factor itself in the place of its root. The root spends the
-    same MACs on fewer parameters.
-    """
-    size = len(scores)
-    shares = np.sort(scores) / max(float(scores.sum()), np.finfo(np.float64).tiny)
-    return np.asarray(shares * np.sqrt(size / (size - np.arange(size))))
-
-
-def _frozen_groups(graph: ChannelGraph, keep: Sequence[str]) -> dict[str, str]:
-    frozen = {group.name: group.frozen for group in graph.groups if group.frozen}
-    for pattern in keep:
-        matched = [group for group in graph.groups if any(fnmatch.fnmatchcase(name, pattern) for name in group.layers)]
-        if not matched:
-            raise PlanError(f"keep={pattern!r} matches no layer. Layers: {known_names(graph.ids.outputs)}.")
-        frozen.update({group.name: f"kept by {pattern!r}" for group in matched if group.name not in frozen})
-    return frozen
-
-
-def _weight_reader(graph: ChannelGraph) -> Any:
-    return lambda layer, attribute: np.asarray(getattr(graph.ids.layers[layer], attribute))
-
-
-def _to_plan(
-    model: Any,
-    graph: ChannelGraph,
-    frozen: dict[str, str],
-    chooser: _Chooser,
-    kept: dict[str, int],
-    before: Cost,
-    target: str,
-    importance: str,
-    scope: str,
-) -> PruningPlan:
-    removed = chooser.removed(kept)
-    after = chooser.cost(kept)
-    groups = tuple(
-        GroupPlan(
-            group=group.name,
-            size=group.size,
-            remove=tuple(sorted(int(unit) for unit in removed.get(group.name, ()))),
-            frozen=frozen.get(group.name),
-        )
-        for group in graph.groups
+    limits = constraints(
+        graph,
+        round_to=round_to,
+        max_ratio=max_ratio,
+        min_channels=min_channels,
+        keep=keep,
+        prune_only=prune_only,
     )
+    measure = _measure(graph, target, recipe)
+    before = graph.cost(graph.everything())
+    kept: dict[str, int] = {}
+    budget = math.inf
+    # Everything that can be refused is refused before the scores, which may take gradients of a whole data set.
+    if target == "channels":
+        kept = explicit_counts(limits, wanted)
+    elif target == "ratio":
+        _check_ratio(wanted, max_ratio)
+    else:
+        whole = measure(graph.everything())
+        budget = float(wanted * whole if wanted <= 1 else wanted)
+        check_floor(target, measure(limits.cheapest(target)), whole, budget)
+
+    ranked = rankings(Scoring(model, graph, calibration, seed), limits.free, importance, normalise)
+    allocation = Allocation(limits, ranked, scope, target, measure)
+    if target == "ratio":
+        kept = allocation.at_ratio(wanted)
+    elif target != "channels":
+        kept = allocation.within(budget)
+    removed = allocation.removed(kept)
+    after = graph.cost(allocation.alive(kept))
     return PruningPlan(
         model=model.name,
-        target=target,
-        importance=importance,
+        target=_told(target, wanted, recipe),
+        importance=importance_name(importance),
         scope=scope,
         macs_before=before.macs,
         params_before=before.params,
         macs=after.macs,
         params=after.params,
-        groups=groups,
+        groups=tuple(
+            GroupPlan(
+                group=group.name,
+                size=group.size,
+                remove=tuple(sorted(int(unit) for unit in removed.get(group.name, ()))),
+                frozen=limits.frozen.get(group.name),
+            )
+            for group in graph.groups
+        ),
+        normalise=normalise,
     )
+
+
+def pruning_floor(
+    model: Any,
+    *,
+    round_to: int = 8,
+    max_ratio: float | Mapping[str, float] = MAX_RATIO,
+    min_channels: int | Mapping[str, int] = 1,
+    keep: Sequence[str] = (),
+    prune_only: Sequence[str] = (),
+) -> Cost:
+    """The MACs and parameters below which no plan with these limits goes. No scores are computed.
+
+    Args:
+        model: a built Sequential or functional model.
+        round_to, max_ratio, min_channels, keep, prune_only: see `plan_channels`.
+
+    Raises:
+        PlanError: an argument makes no sense.
+
+    Example:
+        >>> pruning_floor(model, keep=["block_*_project"]).macs     # doctest: +SKIP
+        1290144
+    """
+    graph = ChannelGraph(model)
+    limits = constraints(
+        graph, round_to=round_to, max_ratio=max_ratio, min_channels=min_channels, keep=keep, prune_only=prune_only
+    )
+    return Cost(graph.cost(limits.cheapest("macs")).macs, graph.cost(limits.cheapest("params")).params)
+
+
+def cost_of_plan(model: Any, plan: PruningPlan) -> Cost:
+    """MACs and parameters that a plan leaves, computed from its lists of channels: for plans that were edited.
+
+    Args:
+        model: a built model of the architecture that the plan was made for.
+        plan: see `plan_channels`.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+
+    Example:
+        >>> cost_of_plan(model, PruningPlan.load("plan.json")).macs      # doctest: +SKIP
+        4216832
+    """
+    graph = ChannelGraph(model)
+    return graph.cost(graph.without(removed_roots(graph, plan)))
+
+
+def removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
+    """The roots of all units that a plan removes, for `ChannelGraph.without`.
+
+    Raises:
+        PlanError: the plan is for another model, or would leave a group no channels.
+    """
+    groups = {group.name: group for group in graph.groups}
+    removed = [np.zeros(0, np.int64)]
+    named = Counter(entry.group for entry in plan.groups)
+    for entry in plan.groups:
+        if named[entry.group] > 1:
+            raise PlanError(f"The plan has {named[entry.group]} entries for {entry.group!r}. Merge them into one.")
+        group = groups.get(entry.group)
+        if group is None or group.size != entry.size:
+            found = "no such group" if group is None else f"{group.size} channels"
+            raise PlanError(f"The plan is for another model: {entry.group!r} of {entry.size} channels; found {found}.")
+        if not entry.remove:
+            continue
+        indices = np.unique(entry.remove)
+        if group.frozen:
+            raise PlanError(f"The plan removes channels of {group.name!r}, which must stay: {group.frozen}.")
+        if indices[0] < 0 or indices[-1] >= group.size:
+            raise PlanError(f"The plan removes channel {indices[-1]} of {group.name!r}, which has {group.size}.")
+        if len(indices) == group.size:
+            raise PlanError(f"The plan removes all {group.size} channels of {group.name!r}. Leave at least one.")
+        removed.append(group.roots[indices])
+    return np.concatenate(removed)
+
+
+def _only_target(targets: Mapping[str, Any]) -> tuple[str, Any]:
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise PlanError(f"Give exactly one target of {known_names(targets)}. Received: {given or 'none'}.")
+    ((target, wanted),) = given.items()
+    if target == "channels":
+        if not isinstance(wanted, Mapping) or not wanted:
+            raise PlanError(f"channels is a mapping of layers to channels kept, {{'stem': 24}}. Received: {wanted!r}.")
+    elif not wanted > 0 or (target == "ratio" and wanted >= 1):
+        raise PlanError(f"{target}={wanted} leaves no channels. It must be above 0, and a ratio below 1.")
+    return target, wanted
+
+
+def _check_ratio(ratio: float, max_ratio: float | Mapping[str, float]) -> None:
+    largest = max_ratio if not isinstance(max_ratio, Mapping) else max([MAX_RATIO, *max_ratio.values()])
+    if ratio > largest:
+        raise PlanError(f"ratio={ratio} is more than any group may lose. Raise {max_ratio=} or lower the ratio.")
+
+
+def _measure(graph: ChannelGraph, target: str, recipe: str) -> Measure:
+    if target == "file_bytes":
+        return FileSize(graph, recipe).bytes
+    return lambda alive: int(getattr(graph.cost(alive), "params" if target == "params" else "macs"))
+
+
+def _told(target: str, wanted: Any, recipe: str) -> str:
+    """The target in one readable line."""
+    if target == "channels":
+        return "channels=" + ",".join(f"{pattern}:{count}" for pattern, count in wanted.items())
+    number = f"{wanted:g}" if wanted <= 1 else f"{wanted:.0f}"
+    return f"{target}={number}" + (f" recipe={recipe}" if target == "file_bytes" else "")

@@ -23,7 +23,7 @@ COMPENSATIONS = ("none", "mean", "least_squares")
 RIDGE = 1e-3
 
 
-def refit(
+def reconstruct(
     original: Any, smaller: Any, before: ChannelIds, after: ChannelIds, images: Any, how: str, settings: Any = None
 ) -> dict[str, str]:
     """Changes the weights of `smaller` so that its layers give what those of `original` give.

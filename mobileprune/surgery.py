@@ -5,7 +5,7 @@ The smaller model is rebuilt from the layers' own configurations with the new wi
 patched: the result is an ordinary, uncompiled Keras model.
 """
 
-from collections import Counter
+import dataclasses
 from operator import attrgetter
 from typing import Any
 
@@ -15,82 +15,57 @@ import numpy as np
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.channel_ids import ChannelIds, Weight, places
 from mobileprune.errors import ModelError, PlanError
-from mobileprune.graph import clone, is_nested, rebuild, same_layer
-from mobileprune.plan import PruningPlan, plan_channels
+from mobileprune.graph import is_nested, rebuild
+from mobileprune.plan import PruningPlan, removed_roots
 from mobileprune.rewrite import call_again, surviving_shape, survivors_by_axis
 
 
-def prune_channels(model: Any, plan: PruningPlan) -> Any:
-    """Removes the channels that `plan` names.
+@dataclasses.dataclass(frozen=True)
+class Surgery:
+    """A smaller model, with the ids of both models in one numbering.
+
+    Attributes:
+        smaller: the new model, uncompiled.
+        before: ids of the model that was cut.
+        after: ids of the smaller model, which are the survivors' of `before`.
+    """
+
+    smaller: Any
+    before: ChannelIds
+    after: ChannelIds
+
+
+def remove_channels(model: Any, plan: PruningPlan) -> Surgery:
+    """A new model without the channels that `plan` names; the weights that are left are what they were.
 
     Args:
         model: a built Sequential or functional model of the architecture that the plan was made for; not changed.
-        plan: see `plan_channels`.
-
-    Returns:
-        A new uncompiled model with the same layer names and fewer channels. When the consumers' weights of every
-        removed channel are zero its outputs equal the old model's.
+        plan: see `mobileprune.plan.plan_channels`.
 
     Raises:
         PlanError: the plan does not fit the model, or would leave a group no channels.
+        ModelError: a layer cannot be made anew with fewer channels.
 
     Example:
-        >>> smaller = prune_channels(model, plan_channels(model, macs=0.5))         # doctest: +SKIP
+        >>> remove_channels(model, plan_channels(model, macs=0.5)).smaller          # doctest: +SKIP
+        <Functional name=mobilenet, built=True>
     """
     graph = ChannelGraph(model)
-    alive = graph.without(_removed_roots(graph, plan))
+    alive = graph.without(removed_roots(graph, plan))
     survivors = {name: ids[alive[ids]] for name, ids in graph.ids.outputs.items()}
     _check_readers(graph, alive)
     smaller = _Rebuilder(graph, alive).model(model)
-    new_ids = ChannelIds(smaller, emitted=survivors)
+    after = ChannelIds(smaller, emitted=survivors)
     for path, layer in graph.ids.layers.items():
         if not is_nested(layer):
-            _transfer(path, layer, new_ids.layers[path], graph.ids, new_ids)
-    return smaller
-
-
-def narrower(model: Any, macs: int) -> Any:
-    """The same architecture, all groups alike narrower, with fresh weights: what a pruned model has to beat.
-
-    Args:
-        model: a built Sequential or functional model; not changed.
-        macs: multiply-accumulates that the result may have at most.
-
-    Raises:
-        PlanError: no width is that cheap.
-    """
-    plan = plan_channels(model, macs=float(macs), scope="local", importance="random", round_to=1)
-    return clone(prune_channels(model, plan), same_layer)
+            _transfer(path, layer, after.layers[path], graph.ids, after)
+    return Surgery(smaller, graph.ids, after)
 
 
 def _check_readers(graph: ChannelGraph, alive: np.ndarray) -> None:
     for reader, ids in graph.ids.needed:
         if not alive[ids].any():
             raise PlanError(f"The plan removes all {len(ids)} channels that {reader!r} selects. Leave at least one.")
-
-
-def _removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
-    groups = {group.name: group for group in graph.groups}
-    removed = [np.zeros(0, np.int64)]
-    named = Counter(entry.group for entry in plan.groups)
-    for entry in plan.groups:
-        if named[entry.group] > 1:
-            raise PlanError(f"The plan has {named[entry.group]} entries for {entry.group!r}. Merge them into one.")
-        group = groups.get(entry.group)
-        if group is None or group.size != entry.size:
-            found = "no such group" if group is None else f"{group.size} channels"
-            raise PlanError(f"The plan is for another model: {entry.group!r} of {entry.size} channels; found {found}.")
-        if not entry.remove:
-            continue
-        indices = np.unique(entry.remove)
-        if group.frozen:
-            raise PlanError(f"The plan removes channels of {group.name!r}, which must stay: {group.frozen}.")
-        if indices[0] < 0 or indices[-1] >= group.size:
-            raise PlanError(f"The plan removes channel {indices[-1]} of {group.name!r}, which has {group.size}.")
-        if len(indices) == group.size:
-            raise PlanError(f"The plan removes all {group.size} channels of {group.name!r}. Leave at least one.")
-        removed.append(group.roots[indices])
-    return np.concatenate(removed)
 
 
 class _Rebuilder:

@@ -6,7 +6,7 @@ from architectures import randomise
 from mobileprune.channel_groups import ChannelGraph, channel_groups
 from mobileprune.channel_ids import ChannelIds
 from mobileprune.plan import plan_channels
-from mobileprune.surgery import prune_channels
+from mobileprune.prune import prune_channels
 
 layers = keras.layers
 

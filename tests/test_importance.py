@@ -5,7 +5,8 @@ from architectures import randomise
 
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.errors import PlanError
-from mobileprune.importance import IMPORTANCES, score
+from mobileprune.importance import IMPORTANCES, Scoring, importance_name, rankings, score
+from mobileprune.ranking import Ranking
 
 layers = keras.layers
 
@@ -30,17 +31,22 @@ def with_norm():
     )
 
 
-def read(graph):
-    return lambda layer, attribute: np.asarray(getattr(graph.ids.layers[layer], attribute))
+IMAGES = np.random.default_rng(0).normal(size=(12, 4, 4, 3)).astype("float32")
+
+
+def classifier():
+    """`with_norm` with a row of two logits."""
+    model = with_norm()
+    return keras.Model(model.inputs[0], layers.GlobalAveragePooling2D()(model.outputs[0]))
 
 
 def group_named(graph, name):
     return next(group for group in graph.groups if group.name == name)
 
 
-def scores(model, group, importance, seed=0):
+def scores(model, group, importance, seed=0, calibration=None):
     graph = ChannelGraph(model)
-    return score(graph, group_named(graph, group), importance, read(graph), seed)
+    return score(Scoring(model, graph, calibration, seed), group_named(graph, group), importance)
 
 
 def test_l1_by_hand():
@@ -108,7 +114,170 @@ def test_random_depends_on_the_seed_and_the_group_only():
 
 @pytest.mark.parametrize("importance", IMPORTANCES)
 def test_every_importance_gives_one_score_a_unit(importance):
-    assert scores(randomise(with_norm()), "first", importance).shape == (6,)
+    found = scores(randomise(classifier()), "first", importance, calibration=IMAGES)
+    assert found.shape == (6,)
+    assert len(set(found.tolist())) == 6
+
+
+def test_fpgm_by_hand():
+    # Producer columns (1, 0, -1) and (-2, 3, 1): squared distance 9 + 9 + 4, mean squared length (2 + 14) / 2.
+    # Consumer rows (3, 4) and (0, -1): 9 + 25, mean (25 + 1) / 2.
+    np.testing.assert_allclose(scores(two_dense(), "hidden", "fpgm"), [np.sqrt(22 / 8 + 34 / 13)] * 2)
+
+
+def test_fpgm_by_brute_force():
+    model = randomise(with_norm())
+    kernels = [
+        np.moveaxis(np.asarray(model.get_layer("first").kernel), 3, 0).reshape(6, -1),
+        np.asarray(model.get_layer("norm").gamma)[:, None],
+        np.moveaxis(np.asarray(model.get_layer("depthwise").kernel), 2, 0).reshape(6, -1),
+        np.moveaxis(np.asarray(model.get_layer("last").kernel), 2, 0).reshape(6, -1),
+    ]
+    places = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in kernels], axis=1)
+    wanted = [sum(np.linalg.norm(one - other) for other in places) for one in places]
+    np.testing.assert_allclose(scores(model, "first", "fpgm"), wanted, rtol=1e-5)
+    np.testing.assert_allclose(scores(model, "first", "l2"), np.linalg.norm(places, axis=1), rtol=1e-5)
+
+
+def test_fpgm_lets_the_unit_in_the_middle_go_where_l2_lets_the_smallest_go():
+    wide = keras.Sequential([keras.Input((1,)), layers.Dense(5, name="hidden"), layers.Dense(1, name="out")])
+    wide.get_layer("hidden").kernel.assign(np.array([[1.0, 2, 3, 4, 5]]))
+    wide.get_layer("out").kernel.assign(np.ones((5, 1)))
+    assert scores(wide, "hidden", "fpgm").argmin() == 2
+    assert scores(wide, "hidden", "l2").argmin() == 0
+
+
+def test_fpgm_behind_a_flatten_sees_every_pixels_rows():
+    model = keras.Sequential(
+        [keras.Input((2, 2, 3)), layers.Conv2D(4, 1, name="conv"), layers.Flatten(), layers.Dense(3, name="out")]
+    )
+    randomise(model)
+    first = np.asarray(model.get_layer("conv").kernel).reshape(3, 4).T
+    # Row p * 4 + c of the dense kernel reads pixel p of channel c.
+    second = np.asarray(model.get_layer("out").kernel).reshape(4, 4, 3).transpose(1, 0, 2).reshape(4, -1)
+    places = np.concatenate([part / np.sqrt(np.square(part).sum(1).mean()) for part in (first, second)], axis=1)
+    wanted = [sum(np.linalg.norm(one - other) for other in places) for one in places]
+    np.testing.assert_allclose(scores(model, "conv", "fpgm"), wanted, rtol=1e-5)
+
+
+def by_central_differences(model, group, images, labels):
+    """For each unit the slope of the loss when each of its weights is scaled by 1 + t in turn, summed and squared."""
+
+    def loss():
+        logits = np.asarray(model(images, training=False), np.float64)
+        return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]))
+
+    found = []
+    for unit in range(6):
+        slopes = []
+        for layer, attribute, axis in group:
+            variable = getattr(model.get_layer(layer), attribute)
+            before = np.array(variable)
+            values = []
+            for step in (1e-2, -1e-2):
+                changed = before.copy()
+                np.moveaxis(changed, axis, 0)[unit] *= 1 + step
+                variable.assign(changed)
+                values.append(loss())
+            variable.assign(before)
+            slopes.append((values[0] - values[1]) / 2e-2)
+        found.append(sum(slopes) ** 2)
+    return found
+
+
+def test_taylor_against_finite_differences_over_two_batches():
+    model = randomise(classifier())
+    labels = np.arange(12) % 2
+    group = [("first", "kernel", 3), ("first", "bias", 0), ("norm", "gamma", 0), ("norm", "beta", 0)]
+    group += [("depthwise", "kernel", 2), ("depthwise", "bias", 0), ("last", "kernel", 2)]
+    batches = [(IMAGES[:3], labels[:3]), (IMAGES[3:], labels[3:])]
+    found = scores(model, "first", "taylor", calibration=batches)
+    np.testing.assert_allclose(found, by_central_differences(model, group, IMAGES, labels), rtol=0.02, atol=1e-7)
+    np.testing.assert_allclose(found, scores(model, "first", "taylor", calibration=(IMAGES, labels)), rtol=1e-3)
+    last = scores(model, "first", "taylor", calibration=batches[-1:])
+    assert np.abs(last / found - 1).max() > 0.1
+
+
+def test_taylor_needs_no_labels():
+    model = randomise(classifier())
+    own = np.asarray(model(IMAGES)).argmax(1)
+    found = scores(model, "first", "taylor", calibration=IMAGES)
+    np.testing.assert_allclose(found, scores(model, "first", "taylor", calibration=(IMAGES, own)), rtol=1e-4)
+    assert found.min() > 0
+
+
+def test_taylor_without_images_says_what_it_needs():
+    with pytest.raises(PlanError, match=r"'taylor' needs gradients. Give calibration="):
+        scores(two_dense(), "hidden", "taylor")
+
+
+def test_gradients_are_computed_once_for_all_groups():
+    model = randomise(classifier())
+    calls = []
+
+    class Counted(list):
+        def __iter__(self):
+            calls.append(1)
+            return super().__iter__()
+
+    graph = ChannelGraph(model)
+    scoring = Scoring(model, graph, Counted([IMAGES]))
+    for group in graph.groups:
+        score(scoring, group, "taylor")
+    assert len(calls) == 1
+
+
+def first_column(graph, group, values):
+    """The producer's first row."""
+    return values(group.layers[0], "kernel")[0]
+
+
+def test_a_function_of_ones_own_reads_weights_by_name():
+    assert scores(two_dense(), "hidden", first_column).tolist() == [1, -2]
+    assert importance_name(first_column) == "first_column"
+    assert importance_name("l2") == "l2"
+
+
+@pytest.mark.parametrize("bad", [lambda *_: np.zeros(3), lambda *_: 1.0, lambda *_: np.array([1.0, np.nan])])
+def test_a_function_that_gives_no_scores_is_refused(bad):
+    with pytest.raises(PlanError, match=r"<lambda> must give 2 finite scores for 'hidden'. Received"):
+        scores(two_dense(), "hidden", bad)
+
+
+def test_rankings_follow_the_scores():
+    model = two_dense()
+    graph = ChannelGraph(model)
+    found = rankings(Scoring(model, graph), [group_named(graph, "hidden")], first_column, "none")
+    assert found["hidden"].order.tolist() == [1, 0]
+    assert found["hidden"].losses.tolist() == [-2, 1]
+
+
+def ranking(count, absolute=False):
+    return Ranking(np.arange(count), np.arange(count, dtype=float), absolute)
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        ({}, "no ranking for 'hidden'"),
+        ({"hidden": ranking(3), "out": ranking(2)}, "'hidden' has 3 units; it has 2"),
+        ({"hidden": ranking(2, True), "out": ranking(2)}, "for 'hidden' are absolute and those for 'out' not"),
+    ],
+)
+def test_finished_rankings_must_fit_the_groups(made, says):
+    model = two_dense()
+    graph = ChannelGraph(model)
+    groups = [group_named(graph, name) for name in ("hidden", "out")]
+    with pytest.raises(PlanError, match=says):
+        rankings(Scoring(model, graph), groups, made)
+
+
+def test_finished_rankings_are_taken_as_they_are():
+    model = two_dense()
+    graph = ChannelGraph(model)
+    made = {"hidden": ranking(2, True), "elsewhere": ranking(7)}
+    assert rankings(Scoring(model, graph), [group_named(graph, "hidden")], made) == {"hidden": made["hidden"]}
+    assert importance_name(made) == "rankings"
 
 
 def test_units_joined_by_a_residual_are_scored_by_all_their_layers():
@@ -123,13 +292,14 @@ def test_units_joined_by_a_residual_are_scored_by_all_their_layers():
 
 
 def test_an_unknown_importance_lists_the_known_ones():
-    with pytest.raises(PlanError, match=r"'taylor'.*l1, l2, batch_norm_scale, random"):
-        scores(two_dense(), "hidden", "taylor")
+    with pytest.raises(PlanError, match=r"'beauty'.*l1, l2, batch_norm_scale, fpgm, taylor, random"):
+        scores(two_dense(), "hidden", "beauty")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_refused(bad):
     model = two_dense()
     model.get_layer("out").kernel.assign(np.array([[bad, 1], [1, 1]]))
-    with pytest.raises(PlanError, match="'hidden' are not all finite"):
-        scores(model, "hidden", "l2")
+    for importance in ("l1", "l2", "fpgm", "taylor"):
+        with pytest.raises(PlanError, match="'hidden' are not all finite"):
+            scores(model, "hidden", importance, calibration=np.ones((2, 3), "float32"))

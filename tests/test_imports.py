@@ -11,7 +11,7 @@ from smoke_run import ROOT
 LAYERS = (
     {"errors", "tflite_worker"},
     {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
-    {"records", "datasets.fashion_mnist"},
+    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist"},
     {
         "preprocess",
         "sparsify",
@@ -24,9 +24,10 @@ LAYERS = (
         "console",
     },
     {"image_folder", "channel_ops", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
-    {"splits", "channel_groups", "report.markdown", "datasets.make_fashion_mnist"},
-    {"data", "importance", "inspect", "rewrite", "report.html"},
-    {"plan", "train", "manifest"},
+    {"splits", "channel_groups", "gradients", "moments", "report.markdown", "datasets.make_fashion_mnist"},
+    {"data", "importance", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
+    {"allocation", "train", "manifest"},
+    {"plan"},
     {"surgery", "run"},
     {"cli"},
 )
@@ -43,6 +44,8 @@ ALLOWED = {
             "channel_ops",
             "channel_groups",
             "rewrite",
+            *("playback", "linear", "moments", "elimination", "reconstruct"),
+            "gradients",
             "surgery",
             "sparsify",
             "models",
@@ -51,7 +54,7 @@ ALLOWED = {
         ),
         "datasets.fashion_mnist",  # its download, inside a function
     },
-    "tensorflow": {"convert", "noise", "splits", "train"},
+    "tensorflow": {"convert", "linear", "gradients", "noise", "splits", "train"},
     "ai_edge_litert": {"tflite_graph", "tflite_worker"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": set(),
@@ -61,7 +64,7 @@ ALLOWED = {
     "rich": {"console", "progress", "cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
-LAZY = {"splits", "noise"}
+LAZY = {"gradients", "splits", "noise"}
 
 
 def sources(package: Path) -> dict[str, ast.Module]:

@@ -9,12 +9,15 @@ from architectures import ARCHITECTURES, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobileprune.channel_groups import ChannelGraph, channel_groups
+from mobileprune.allocation import SCOPES, structure
+from mobileprune.channel_groups import ChannelGraph, Cost, channel_groups
 from mobileprune.errors import OutputError, PlanError
-from mobileprune.importance import score
+from mobileprune.file_size import FileSize
+from mobileprune.importance import Scoring, score
 from mobileprune.inspect import model_facts
-from mobileprune.plan import PruningPlan, plan_channels
-from mobileprune.surgery import prune_channels
+from mobileprune.plan import GroupPlan, PruningPlan, cost_of_plan, plan_channels, pruning_floor, removed_roots
+from mobileprune.ranking import Ranking
+from mobileprune.prune import prune_channels
 
 layers = keras.layers
 FREE_LAYERS = {"stem": 32, "wide": 48, "odd": 20, "small": 8}
@@ -41,33 +44,33 @@ def kept(plan):
 
 def scores_of(importance, seed=0):
     graph = ChannelGraph(model())
-    return {
-        group.name: score(
-            graph, group, importance, lambda layer, name: np.asarray(getattr(graph.ids.layers[layer], name)), seed
-        )
-        for group in graph.groups
-    }
+    scoring = Scoring(model(), graph, seed=seed)
+    return {group.name: score(scoring, group, importance) for group in graph.groups}
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["macs", "params"]),
     st.floats(0.01, 1),
-    st.sampled_from(["global", "local"]),
+    st.sampled_from(["global", "local", "isomorphic"]),
     st.sampled_from([1, 3, 4, 8, 16]),
     st.sampled_from([0.3, 0.75, 0.9]),
-    st.sampled_from(["l1", "l2", "random"]),
+    st.sampled_from([1, 7, 16]),
+    st.sampled_from(["l1", "l2", "fpgm", "random"]),
+    st.sampled_from(["sum", "mean", "max", "gaussian", "none"]),
 )
 def test_a_plan_keeps_its_budget_its_multiples_and_its_largest_share_or_is_refused(
-    target, wanted, scope, round_to, max_ratio, importance
+    target, wanted, scope, round_to, max_ratio, min_channels, importance, normalise
 ):
     before = getattr(model_facts(model()), target)
-    arguments = {"scope": scope, "round_to": round_to, "max_ratio": max_ratio, "importance": importance}
+    limits = {"round_to": round_to, "max_ratio": max_ratio, "min_channels": min_channels}
+    arguments = {"scope": scope, "importance": importance, "normalise": normalise, **limits}
     try:
         plan = plan_channels(model(), **{target: wanted}, **arguments)
     except PlanError as error:
         floor = int(str(error).split("below ")[1].split(" ")[0].replace(",", ""))
         assert floor > wanted * before
+        assert floor == getattr(pruning_floor(model(), **limits), target)
         reached = plan_channels(model(), **{target: float(floor)}, **arguments)
         assert getattr(reached, target) == floor
         return
@@ -78,11 +81,11 @@ def test_a_plan_keeps_its_budget_its_multiples_and_its_largest_share_or_is_refus
             continue
         assert left == size or left % round_to == 0
         assert left >= size * (1 - max_ratio) - 1e-9
-        assert left >= 1
+        assert left >= min(size, min_channels)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(0.1, 0.9), st.sampled_from(["l1", "l2", "random"]), st.sampled_from(["global", "local"]))
+@given(st.floats(0.1, 0.9), st.sampled_from(["l1", "l2", "fpgm", "random"]), st.sampled_from(SCOPES))
 def test_what_goes_scores_no_higher_than_what_stays(wanted, importance, scope):
     plan = plan_channels(model(), macs=wanted, importance=importance, scope=scope, round_to=1)
     scores = scores_of(importance)
@@ -209,7 +212,7 @@ def test_a_model_that_is_kept_whole_has_itself_for_a_floor():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({}, "exactly one target of macs, params, ratio. Received: none"),
+        ({}, "exactly one target of macs, params, file_bytes, ratio, channels. Received: none"),
         ({"macs": 0.5, "ratio": 0.5}, "exactly one target"),
         ({"macs": 0}, "leaves no channels"),
         ({"macs": -1}, "leaves no channels"),
@@ -222,13 +225,138 @@ def test_a_model_that_is_kept_whole_has_itself_for_a_floor():
         ({"macs": 0.5, "round_to": 0}, "round_to"),
         ({"macs": 0.5, "max_ratio": 0.0}, "max_ratio"),
         ({"macs": 0.5, "max_ratio": 1.0}, "max_ratio"),
-        ({"macs": 0.5, "scope": "everywhere"}, "'everywhere'. Known: global, local"),
-        ({"macs": 0.5, "importance": "taylor"}, "'taylor'. Known: l1"),
+        ({"file_bytes": 0}, "leaves no channels"),
+        ({"channels": {}}, "mapping of layers to channels kept"),
+        ({"channels": 24}, "mapping of layers to channels kept"),
+        ({"macs": 0.5, "scope": "everywhere"}, "'everywhere'. Known: global, local, isomorphic"),
+        ({"macs": 0.5, "importance": "beauty"}, "'beauty'. Known: l1"),
+        ({"macs": 0.5, "importance": "taylor"}, "'taylor' needs gradients"),
+        ({"macs": 0.5, "normalise": "median"}, "'median'. Known: sum"),
+        ({"macs": 0.5, "recipe": "int3"}, "'int3' is not known"),
+        ({"macs": 0.5, "min_channels": 0}, "min_channels"),
     ],
 )
 def test_senseless_arguments_are_refused(arguments, says):
     with pytest.raises(PlanError, match=says):
         plan_channels(model(), **arguments)
+
+
+@pytest.mark.parametrize("target", ["macs", "params", "file_bytes"])
+def test_a_target_below_the_floor_is_refused_before_any_score(target):
+    def untouched(*_):
+        raise AssertionError("a score was asked for")
+
+    with pytest.raises(PlanError, match=f"{target} cannot go below"):
+        plan_channels(model(), **{target: 0.001}, importance=untouched)
+    with pytest.raises(AssertionError, match="a score was asked for"):
+        plan_channels(model(), **{target: 0.9}, importance=untouched)
+
+
+def test_the_floor_is_the_cost_of_the_least_of_every_group():
+    limits = {"round_to": 4, "max_ratio": {"stem": 0.5, "*": 0.75}, "min_channels": {"small": 6}, "keep": ["odd"]}
+    least = {"stem": 16, "wide": 12, "small": 8}
+    smallest = plan_channels(model(), channels=least)
+    assert pruning_floor(model(), **limits) == cost_of_plan(model(), smallest)
+    assert pruning_floor(model(), **limits).macs == plan_channels(model(), macs=float(smallest.macs), **limits).macs
+    only = pruning_floor(model(), prune_only=["stem"])
+    assert only == cost_of_plan(model(), plan_channels(model(), channels={"stem": 8}))
+
+
+def test_channels_are_kept_as_they_are_counted():
+    plan = plan_channels(model(), channels={"stem": 13, "*d*": 7}, round_to=8)
+    assert kept(plan) == {"image": 3, "stem": 13, "wide": 7, "odd": 7, "small": 8, "head": 5}
+    assert plan.target == "channels=stem:13,*d*:7"
+    assert prune_channels(model(), plan).get_layer("wide").filters == 7
+    # The least important of them go.
+    gone = {entry.group: set(entry.remove) for entry in plan.groups}["stem"]
+    assert gone == set(np.argsort(scores_of("l2")["stem"])[:19].tolist())
+
+
+@pytest.mark.parametrize("recipe", ["float32", "float16", "dynamic_int8", "int8"])
+def test_file_bytes_are_a_budget(recipe):
+    graph = ChannelGraph(model())
+    size = FileSize(graph, recipe)
+    plan = plan_channels(model(), file_bytes=0.6, recipe=recipe, round_to=1)
+    left = size.bytes(graph.without(removed_roots(graph, plan)))
+    assert 0.57 < left / size.bytes(graph.everything()) <= 0.6
+    assert plan.target == f"file_bytes=0.6 recipe={recipe}"
+    assert plan_channels(model(), file_bytes=float(left), recipe=recipe, round_to=1).groups == plan.groups
+
+
+def test_prune_only_leaves_the_rest_whole():
+    plan = plan_channels(model(), ratio=0.5, round_to=1, prune_only=["stem", "odd"])
+    assert kept(plan) == {"image": 3, "stem": 16, "wide": 48, "odd": 10, "small": 8, "head": 5}
+    assert {entry.group: entry.frozen for entry in plan.groups}["wide"] == "'wide' is not in prune_only"
+
+
+def test_limits_of_single_layers():
+    limits = {"max_ratio": {"stem": 0.25, "*": 0.9}, "min_channels": {"odd": 15}}
+    assert kept(plan_channels(model(), ratio=0.5, round_to=1, **limits)) == {
+        "image": 3,
+        "head": 5,
+        "stem": 24,
+        "wide": 24,
+        "odd": 15,
+        "small": 4,
+    }
+    with pytest.raises(PlanError, match="more than any group may lose"):
+        plan_channels(model(), ratio=0.95, max_ratio={"stem": 0.25})
+
+
+@pytest.mark.parametrize("importance", ["fpgm", "taylor"])
+@pytest.mark.parametrize("scope", ["global", "local", "isomorphic"])
+def test_every_scope_works_with_importances_of_every_kind(importance, scope):
+    images = np.random.default_rng(0).normal(size=(8, 8, 8, 3)).astype("float32")
+    plan = plan_channels(model(), macs=0.5, importance=importance, scope=scope, round_to=2, calibration=images)
+    assert 0.35 < plan.macs / plan.macs_before <= 0.5
+    assert (plan.importance, plan.scope) == (importance, scope)
+
+
+def test_the_normalisation_matters_and_is_recorded():
+    plans = [plan_channels(model(), macs=0.5, round_to=1, normalise=name) for name in ("sum", "mean", "gaussian")]
+    assert [plan.normalise for plan in plans] == ["sum", "mean", "gaussian"]
+    assert len({plan.groups for plan in plans}) == 3
+
+
+def test_a_function_ranks_and_leaves_its_name():
+    def last_ones_first(graph, group, values):
+        return np.arange(group.size)[::-1]
+
+    plan = plan_channels(model(), ratio=0.25, round_to=1, importance=last_ones_first)
+    assert plan.importance == "last_ones_first"
+    assert {entry.group: entry.remove for entry in plan.groups}["small"] == (6, 7)
+
+
+def test_finished_rankings_decide_what_goes():
+    free = FREE_LAYERS
+    made = {
+        name: Ranking(np.arange(size)[::-1], np.full(size, 0.0 if name == "wide" else 9.0), absolute=True)
+        for name, size in free.items()
+    }
+    plan = plan_channels(model(), macs=0.6, round_to=1, importance=made)
+    assert plan.importance == "rankings"
+    removed = {entry.group: entry.remove for entry in plan.groups}
+    assert removed["wide"] == tuple(range(48 - len(removed["wide"]), 48))
+    assert removed["wide"]
+    assert not any(removed[name] for name in free if name != "wide")
+    with pytest.raises(PlanError, match="no ranking for 'odd'"):
+        plan_channels(model(), macs=0.6, importance={name: made[name] for name in ("stem", "wide")})
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_isomorphic_classes_lose_the_same_share(name):
+    made = randomise(ARCHITECTURES[name]())
+    graph = ChannelGraph(made)
+    plan = plan_channels(made, macs=0.6, scope="isomorphic", round_to=1, max_ratio=0.99)
+    classes = {}
+    for group, entry in zip(graph.groups, plan.groups, strict=True):
+        if not group.frozen:
+            classes.setdefault(structure(graph, group), []).append((len(entry.remove), group.size))
+    lost, sizes, counts = np.array([[*map(sum, zip(*parts, strict=True)), len(parts)] for parts in classes.values()]).T
+    # A class loses whole units, and refilling puts back one of each group at most.
+    share = ((lost - 1) / sizes).max()
+    assert share > 0.1
+    assert (lost + counts >= share * sizes).all()
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -254,6 +382,49 @@ def test_a_plan_goes_through_json_and_a_file(tmp_path):
     assert PruningPlan.load(path) == plan
     assert json.loads(path.read_text())["target"] == "macs=0.5"
     assert dataclasses.replace(plan, macs=plan.macs + 1) != PruningPlan.load(path)
+
+
+def test_a_saved_plan_has_a_line_for_each_list(tmp_path):
+    plan = plan_channels(model(), ratio=0.5, round_to=1)
+    lines = plan.save(tmp_path / "plan.json").read_text().splitlines()
+    assert len(lines) == 10 + 2 + 6 * len(plan.groups) + 1
+    small = next(entry for entry in plan.groups if entry.group == "small")
+    assert f'      "remove": {json.dumps(small.remove)},' in lines
+
+
+def test_a_plan_of_an_earlier_version_can_be_read(tmp_path):
+    plan = plan_channels(model(), macs=0.5)
+    data = plan.to_json()
+    del data["normalise"]
+    assert PruningPlan.from_json(data) == plan
+
+
+def test_an_edited_plan_is_counted_again():
+    plan = plan_channels(model(), macs=0.5)
+    assert cost_of_plan(model(), plan) == Cost(plan.macs, plan.params)
+    groups = tuple(
+        dataclasses.replace(entry, remove=(0, 1, 2)) if entry.group == "stem" else entry for entry in plan.groups
+    )
+    edited = dataclasses.replace(plan, groups=groups)
+    facts = model_facts(prune_channels(model(), edited))
+    assert cost_of_plan(model(), edited) == Cost(facts.macs, facts.params)
+    assert cost_of_plan(model(), edited).macs != plan.macs
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (GroupPlan("elsewhere", 32, (1,)), "'elsewhere' of 32 channels; found no such group"),
+        (GroupPlan("stem", 16, (1,)), "'stem' of 16 channels; found 32 channels"),
+        (GroupPlan("stem", 32, (32,)), "channel 32 of 'stem', which has 32"),
+        (GroupPlan("stem", 32, tuple(range(32))), "all 32 channels of 'stem'"),
+        (GroupPlan("head", 5, (0,)), "'head', which must stay"),
+    ],
+)
+def test_a_plan_that_does_not_fit_has_no_cost(entry, says):
+    plan = dataclasses.replace(plan_channels(model(), macs=1.0), groups=(entry,))
+    with pytest.raises(PlanError, match=says):
+        cost_of_plan(model(), plan)
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path):

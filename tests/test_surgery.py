@@ -10,7 +10,7 @@ from mobileprune.graph import functional_graph, inline_nested
 from mobileprune.inspect import model_facts
 from mobileprune.plan import GroupPlan, plan_channels
 from mobileprune.sparsify import sparsity
-from mobileprune.surgery import narrower, prune_channels
+from mobileprune.prune import narrower, prune_channels
 
 layers = keras.layers
 

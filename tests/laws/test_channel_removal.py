@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, random_inputs, randomise
 from mobileprune import surgery
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.plan import plan_channels
-from mobileprune.surgery import prune_channels
+from mobileprune.prune import prune_channels
 
 # The axis along which a kernel reads its input.
 READING_AXIS = {
