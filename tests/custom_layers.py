@@ -31,3 +31,6 @@ class MixNeighbours(keras.layers.Layer):
 
     def call(self, x):
         return x * keras.ops.roll(x, 1, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
