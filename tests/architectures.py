@@ -140,7 +140,29 @@ def randomise(model, seed=0):
     return model
 
 
-def random_inputs(model, batch=3, seed=0):
-    """Inputs for a model of one or several inputs, batch first."""
+def randomise_deep(model, seed=0):
+    """The same for networks of many layers: kernels that keep the size of what passes, so that nothing overflows."""
     generator = np.random.default_rng(seed)
-    return [generator.normal(size=(batch, *tensor.shape[1:])).astype("float32") for tensor in model.inputs]
+    for variable in model.variables:
+        shape, name = tuple(variable.shape), variable.path.rsplit("/", 1)[-1]
+        if not variable.dtype.startswith("float"):
+            continue
+        if len(shape) > 1:
+            fan_in = np.prod(shape[:2]) if "depthwise" in variable.path else np.prod(shape[:-1])
+            variable.assign(generator.normal(0, 1.2 / np.sqrt(fan_in), shape))
+        elif "variance" in name or "gamma" in name:
+            variable.assign(generator.uniform(0.5, 1.5, shape))
+        else:
+            variable.assign(generator.normal(0, 0.3, shape))
+    return model
+
+
+def random_inputs(model, batch=3, seed=0):
+    """Inputs for a model of one or several inputs, batch first; those of an integer type are small numbers."""
+    generator = np.random.default_rng(seed)
+    inputs = []
+    for tensor in model.inputs:
+        shape = (batch, *tensor.shape[1:])
+        drawn = generator.integers(0, 9, shape) if "int" in tensor.dtype else generator.normal(size=shape)
+        inputs.append(drawn.astype(tensor.dtype))
+    return inputs
