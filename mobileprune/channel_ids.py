@@ -317,6 +317,10 @@ class ChannelIds:
         """The path of a layer that was walked."""
         return self._paths[id(layer)]
 
+    def root(self, channel: int) -> int:
+        """The id that stands for a channel and all that were unified with it."""
+        return self._union.root(channel)
+
     def roots(self) -> Ids:
         """For every id the one that stands for it and all that were unified with it, shape (number of ids,)."""
         return self._union.roots()

@@ -143,6 +143,8 @@ def _selection(ids: ChannelIds, call: Call) -> list[Ids]:
     if type(call.operation).__name__ == "Unstack":
         small = compact(array)
         ids.unify(small.take([0], call.operation.axis), small)
+    if getattr(call.operation, "axis", 0) is None:
+        return ids.refuse(call, f"{call.path!r} selects from all axes as if they were one")
     found = moved(call, _ids_tensor)
     for part in found:
         ids.keep_rectangular(part)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph, ChannelGroup
 from mobileprune.errors import PlanError, known_names
+from mobileprune.ranking import Ranking
 
 MAX_RATIO = 0.9
 
@@ -23,12 +24,14 @@ class Constraints:
         frozen: why a group stays whole.
         least: how many units each other group keeps at least.
         round_to: units kept are a multiple of this.
+        needs: (group name, units) of which one unit must stay, because a reader selects no others.
     """
 
     graph: ChannelGraph
     frozen: Mapping[str, str]
     least: Mapping[str, int]
     round_to: int
+    needs: tuple[tuple[str, np.ndarray], ...] = ()
 
     @property
     def free(self) -> list[ChannelGroup]:
@@ -41,6 +44,17 @@ class Constraints:
             return group.size
         nearest = round(wanted / self.round_to) * self.round_to
         return min(group.size, max(self.least[group.name], nearest))
+
+    def spared(self, rankings: Mapping[str, Ranking]) -> dict[str, Ranking]:
+        """The rankings with the last unit that each reader needs behind all that may go."""
+        found = dict(rankings)
+        for name, units in self.needs:
+            ranking = found[name]
+            last = np.flatnonzero(np.isin(ranking.order, units))[-1]
+            order = np.append(np.delete(ranking.order, last), ranking.order[last])
+            losses = np.append(np.delete(ranking.losses, last), max(ranking.losses.max(), ranking.losses[last]))
+            found[name] = dataclasses.replace(ranking, order=order, losses=losses)
+        return found
 
     def cheapest(self, target: str) -> np.ndarray:
         """What is left, as booleans by id, when every group keeps its least number of units, the dearest gone."""
@@ -87,14 +101,31 @@ def constraints(
             frozen.setdefault(group.name, f"kept by {kept_by!r}")
         elif prune_only and outside:
             frozen.setdefault(group.name, f"{outside[0]!r} is not in prune_only")
+    needs = _needs(graph, frozen)
     least = {}
     for group in graph.groups:
         # Layers that share their channels may be given different limits: the strictest counts.
         share = min(first_match(layer, ratios, MAX_RATIO) for layer in group.layers)
         fewest = max(int(first_match(layer, counts, 1)) for layer in group.layers)
         needed = max(1, fewest, int(np.ceil(group.size * (1 - share))))
+        needed = max(needed, sum(name == group.name for name, _ in needs))
         least[group.name] = min(group.size, -(-needed // round_to) * round_to)
-    return Constraints(graph, frozen, least, round_to)
+    return Constraints(graph, frozen, least, round_to, tuple(needs))
+
+
+def _needs(graph: ChannelGraph, frozen: Mapping[str, str]) -> list[tuple[str, np.ndarray]]:
+    """For each reader that selects some channels only: a group and its units of which one must stay."""
+    roots = graph.ids.roots()
+    group_of = {int(root): group for group in graph.groups for root in group.roots}
+    found: dict[bytes, tuple[str, np.ndarray]] = {}
+    for _, ids in graph.ids.needed:
+        wanted = np.unique(roots[ids])
+        groups = [group_of.get(int(root)) for root in wanted]
+        if any(group is None or group.name in frozen for group in groups) or groups[0] is None:
+            continue  # something of it stays in any case
+        units = np.flatnonzero(np.isin(groups[0].roots, wanted))
+        found.setdefault(wanted.tobytes(), (groups[0].name, units))
+    return list(found.values())
 
 
 def explicit_counts(limits: Constraints, channels: Mapping[str, int]) -> dict[str, int]:

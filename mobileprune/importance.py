@@ -211,7 +211,8 @@ def rankings(
         PlanError: see `score`; or a ranking is missing, of another size, or some are absolute and others not.
     """
     if isinstance(importance, str) and importance == "obs":
-        return backward_elimination(scoring.graph, groups, scoring.model, scoring.calibration)
+        found = backward_elimination(scoring.graph, groups, scoring.model, scoring.calibration)
+        return {group.name: found.get(group.name) or _by_size(scoring, group) for group in groups}
     if not isinstance(importance, Mapping):
         return {group.name: ranked(score(scoring, group, importance), normalise, group.name) for group in groups}
     for group in groups:
@@ -227,6 +228,13 @@ def rankings(
         relative = next(name for name in chosen if name not in absolute)
         raise PlanError(f"The losses for {absolute[0]!r} are absolute and those for {relative!r} not: make them alike.")
     return chosen
+
+
+def _by_size(scoring: Scoring, group: ChannelGroup) -> Ranking:
+    """For groups that no layer reads whose weights can be fitted: each unit costs its share of the weights."""
+    scores = score(scoring, group, "l2")
+    order = np.argsort(scores, kind="stable")
+    return Ranking(order, scores[order] / max(float(scores.sum()), np.finfo(np.float64).tiny), absolute=True)
 
 
 def _last_name(weight: Weight) -> str:

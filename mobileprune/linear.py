@@ -1,10 +1,11 @@
 """The linear maps inside layers: which rows of activations multiply which matrix of weights.
 
 A convolution reads patches, a dense layer its last axis, attention what its heads have mixed. Written as matrices all
-of them are one thing, Y = X W + b for each group of a grouped convolution, and can be re-fitted by least squares.
+of them are one thing, Y = X W + b for each group of a grouped convolution, and can be fitted anew by least squares.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
@@ -13,11 +14,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from mobileprune.graph import is_channels_last
+
 layers = keras.layers
 ops = keras.ops
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,95 +31,178 @@ class LinearMap:
     Attributes:
         layer: the Keras layer.
         kernel: the attribute that holds its weights, dotted for inner layers.
-        bias: the attribute that holds its bias; None if the layer has none.
-        groups: into how many equal parts inputs and outputs fall; 1 for most layers.
-        rows: of the call's inputs the rows that the weights multiply: shape (rows, groups, columns).
-        reads: the kernel's axis along which it reads channels; None where channels only pass (depthwise).
+        bias: the attribute that holds its bias; None if it has none.
+        rows: makes of the tensors that the layer is called on the rows that the weights multiply, shape
+            (rows, groups, columns).
+        reads: the kernel's axis along which it reads channels.
+        makes: the kernel's axis along which it makes them.
+        groups: into how many equal parts inputs and outputs fall; 1 but for grouped convolutions.
+        order: the kernel's axes in the order (columns …, outputs …).
+        columns_end: how many of the axes in `order` make up the columns.
     """
 
     layer: Any
     kernel: str
     bias: str | None
-    groups: int
     rows: Callable[[list[Any]], Any]
-    reads: int | None
+    reads: int
+    makes: int
+    groups: int
+    order: tuple[int, ...]
+    columns_end: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The kernel's shape."""
+        return tuple(attrgetter(self.kernel)(self.layer).shape)
 
     def matrix(self) -> np.ndarray:
         """The weights, shape (groups, columns, outputs of a group)."""
-        values = np.asarray(attrgetter(self.kernel)(self.layer), np.float64)
-        return np.ascontiguousarray(self._to_matrix(values))
+        return self._to_matrix(np.asarray(attrgetter(self.kernel)(self.layer), np.float64))
 
     def offset(self) -> np.ndarray:
         """The bias, shape (groups, outputs of a group); zeros without one."""
-        shape = (self.groups, self.matrix().shape[-1])
+        outputs = math.prod(self.shape[axis] for axis in self.order[self.columns_end :])
         if self.bias is None:
-            return np.zeros(shape)
-        return np.asarray(attrgetter(self.bias)(self.layer), np.float64).reshape(shape)
+            return np.zeros((self.groups, outputs // self.groups))
+        return np.asarray(attrgetter(self.bias)(self.layer), np.float64).reshape(self.groups, -1)
 
-    def assign(self, matrix: np.ndarray, offset: np.ndarray | None = None) -> None:
-        """Writes weights, and a bias where `offset` is given, back into the layer."""
+    def assign(self, matrix: np.ndarray, offset: np.ndarray) -> None:
+        """Writes weights, and the bias if the layer has one, back into it."""
         variable = attrgetter(self.kernel)(self.layer)
-        variable.assign(self._from_matrix(matrix, tuple(variable.shape)).astype("float32"))
-        if offset is not None and self.bias is not None:
+        shape = [self.shape[axis] for axis in self.order]
+        values = np.moveaxis(matrix, 0, 1).reshape(shape).transpose(np.argsort(self.order))
+        variable.assign(values.astype("float32"))
+        if self.bias is not None:
             bias = attrgetter(self.bias)(self.layer)
             bias.assign(offset.reshape(tuple(bias.shape)).astype("float32"))
 
-    def columns(self, per_channel: np.ndarray) -> np.ndarray:
-        """Values given along the kernel's reading axis, shape (channels,), for each column of the matrix."""
-        shape = tuple(attrgetter(self.kernel)(self.layer).shape)
-        assert_reads = self.reads if self.reads is not None else 0
-        along = [1] * len(shape)
-        along[assert_reads % len(shape)] = -1
-        spread = np.broadcast_to(per_channel.reshape(along), shape)
-        return np.asarray(self._to_matrix(spread)[0, :, 0])
+    def by_column(self, values: np.ndarray) -> np.ndarray:
+        """What is given for each entry of the reading axis, for each column of the matrix."""
+        return np.asarray(self._to_matrix(self._along(values, self.reads))[0, :, 0])
+
+    def outputs_of(self, made: np.ndarray) -> np.ndarray:
+        """The matrix' outputs, counted through all groups, that belong to entries `made` of the making axis."""
+        axes = self.order[self.columns_end :]
+        shape = [self.shape[axis] for axis in axes]
+        grid = np.arange(math.prod(shape)).reshape(shape)
+        return grid.take(made, axes.index(self.makes)).ravel()
 
     def apply(self, inputs: list[Any]) -> Any:
         """Y = X W + b before any activation, shape (rows, groups, outputs of a group)."""
-        rows = self.rows(inputs)
-        made = ops.einsum("ngk,gkm->ngm", rows, ops.convert_to_tensor(self.matrix().astype("float32")))
+        weights = ops.convert_to_tensor(self.matrix().astype("float32"))
+        made = ops.einsum("ngk,gkm->ngm", self.rows(inputs), weights)
         return made + ops.convert_to_tensor(self.offset().astype("float32"))
 
+    def _along(self, values: np.ndarray, axis: int) -> np.ndarray:
+        along = [-1 if other == axis else 1 for other in range(len(self.shape))]
+        return np.broadcast_to(values.reshape(along), self.shape)
+
     def _to_matrix(self, values: np.ndarray) -> np.ndarray:
-        if isinstance(self.layer, _DEPTHWISE):
-            *taps, channels, multiplier = values.shape
-            return np.moveaxis(values.reshape(-1, channels, multiplier), 1, 0)
-        if self.kernel == "output_dense.kernel":
-            return values.reshape(1, -1, values.shape[-1])
-        if self.kernel.endswith("_dense.kernel"):
-            return values.reshape(1, values.shape[0], -1)
-        columns = values.reshape(-1, self.groups, values.shape[-1] // self.groups)
-        return np.moveaxis(columns, 1, 0)
-
-    def _from_matrix(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.moveaxis(matrix, 0, 1).reshape(shape) if matrix.shape[0] > 1 else matrix[0].reshape(shape)
+        ordered = values.transpose(self.order)
+        columns = math.prod(ordered.shape[: self.columns_end])
+        return np.moveaxis(ordered.reshape(columns, self.groups, -1), 1, 0)
 
 
-def linear_maps(layer: Any) -> list[LinearMap]:
-    """The linear maps of a layer that can be re-fitted; empty for all other layers."""
+def linear_maps(layer: Any, node: Any) -> list[LinearMap]:
+    """The linear maps through which a layer reads channels; empty where there are none that can be fitted.
+
+    Args:
+        layer: a Keras layer.
+        node: Keras' record of one of its calls, which says what attention takes for query, value and key.
+    """
     kind = type(layer)
-    if getattr(layer, "data_format", "channels_last") != "channels_last" or getattr(layer, "padding", "") == "causal":
+    if not is_channels_last(layer) or getattr(layer, "padding", "") == "causal":
         return []
-    if kind in _CONVOLUTIONS:
-        bias = "bias" if layer.use_bias else None
-        return [LinearMap(layer, "kernel", bias, layer.groups, lambda inputs: _patches(layer, inputs[0]), -2)]
-    if kind in _DEPTHWISE:
-        bias = "bias" if layer.use_bias else None
-        channels = int(layer.kernel.shape[-2])
-        return [LinearMap(layer, "kernel", bias, channels, lambda inputs: _patches(layer, inputs[0]), None)]
+    if kind in _CONVOLUTIONS and layer.groups < layer.filters:
+        return [_map(layer, "kernel", lambda inputs: _patches(layer, inputs[0]), -2, -1, layer.groups)]
+    if kind in _TRANSPOSED:
+        # Overlaps are added later: what each input position gives is linear in what it reads.
+        return [_map(layer, "kernel", lambda inputs: _flat(inputs[0]), -1, -2, bias=False)]
+    if kind in _SEPARABLE:
+        return [_map(layer, "pointwise_kernel", lambda inputs: _flat(_depthwise(layer, inputs[0])), -2, -1)]
     if kind is layers.Dense and layer.quantization_mode is None and not getattr(layer, "lora_enabled", False):
-        bias = "bias" if layer.use_bias else None
-        return [LinearMap(layer, "kernel", bias, 1, lambda inputs: _flat(inputs[0]), 0)]
+        return [_map(layer, "kernel", lambda inputs: _flat(inputs[0]), 0, 1)]
+    if kind is layers.MultiHeadAttention:
+        return _attention(layer, node)
     return []
+
+
+def _map(
+    layer: Any, kernel: str, rows: Any, reads: int, makes: int, groups: int = 1, bias: bool | None = None
+) -> LinearMap:
+    rank = len(attrgetter(kernel)(layer).shape)
+    reads, makes = reads % rank, makes % rank
+    owner, _, _ = kernel.rpartition(".")
+    name = f"{owner}.bias" if owner else "bias"
+    has_bias = getattr(attrgetter(owner)(layer) if owner else layer, "bias", None) is not None if bias is None else bias
+    if isinstance(layer, _TRANSPOSED):
+        order, columns_end = (reads, *(axis for axis in range(rank) if axis != reads)), 1
+    elif kernel == "output_dense.kernel":
+        order, columns_end = tuple(range(rank)), 2
+    else:
+        order, columns_end = tuple(range(rank)), reads + 1
+    return LinearMap(layer, kernel, name if has_bias else None, rows, reads, makes, groups, order, columns_end)
+
+
+def _attention(layer: Any, node: Any) -> list[LinearMap]:
+    """Queries, keys and values, and what mixes the heads at the end; none for attention that is masked by a tensor."""
+    names = ("query", "value", "key")
+    given = {**dict(zip(names, node.arguments.args, strict=False)), **node.arguments.kwargs}
+    tensors = {name: given[name] for name in names if given.get(name) is not None}
+    others = {name: value for name, value in given.items() if name not in names}
+    if any(isinstance(value, keras.KerasTensor) for value in others.values()) or getattr(layer, "use_gate", False):
+        return []
+    order = [id(tensor) for tensor in node.input_tensors]
+    place = {name: order.index(id(tensor)) for name, tensor in tensors.items()}
+    place.setdefault("key", place["value"])
+
+    def heads(inputs: list[Any]) -> Any:
+        return _flat(_without_output(layer, [inputs[place[name]] for name in names], others))
+
+    def reader(name: str) -> Any:
+        return lambda inputs: _flat(inputs[place[name]])
+
+    return [
+        *(_map(layer, f"{name}_dense.kernel", reader(name), 0, 1) for name in ("query", "key", "value")),
+        _map(layer, "output_dense.kernel", heads, 0, 2),
+    ]
+
+
+def _without_output(layer: Any, inputs: list[Any], arguments: dict[str, Any]) -> Any:
+    """What the heads give before the last dense layer mixes them, shape (batch, positions, heads times width)."""
+    heads, width, _ = layer.output_dense.kernel.shape
+    config = {**layer.get_config(), "output_shape": heads * width, "use_bias": layer.query_dense.bias is not None}
+    plain = layers.MultiHeadAttention.from_config(config)
+    plain.build(*(tensor.shape for tensor in inputs))
+    for name in ("query_dense", "key_dense", "value_dense"):
+        for new, old in zip(getattr(plain, name).weights, getattr(layer, name).weights, strict=True):
+            new.assign(old)
+    plain.output_dense.kernel.assign(np.eye(heads * width).reshape(heads, width, -1))
+    if plain.output_dense.bias is not None:
+        plain.output_dense.bias.assign(np.zeros(heads * width))
+    query, value, key = inputs
+    return plain(query, value, key, **arguments)
 
 
 def _flat(tensor: Any) -> Any:
     return ops.reshape(tensor, (-1, 1, tensor.shape[-1]))
 
 
+def _depthwise(layer: Any, tensor: Any) -> Any:
+    return ops.depthwise_conv(
+        tensor,
+        layer.depthwise_kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format="channels_last",
+    )
+
+
 def _patches(layer: Any, tensor: Any) -> Any:
     """What each output position reads, shape (rows, groups, columns), in the order of the kernel's entries."""
     channels = int(tensor.shape[-1])
-    groups = channels if isinstance(layer, _DEPTHWISE) else layer.groups
     size, strides, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
     if len(size) == 1:
         tensor = ops.expand_dims(tensor, 1)
@@ -125,6 +212,6 @@ def _patches(layer: Any, tensor: Any) -> Any:
     else:
         each = ([1, *values, 1] for values in (size, strides, dilation))
         found = tf.image.extract_patches(tensor, *each, padding=layer.padding.upper())
-    taps = size[0] * size[1]
+    taps, groups = size[0] * size[1], layer.groups
     found = ops.reshape(found, (-1, taps, groups, channels // groups))
     return ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, groups, taps * (channels // groups)))

@@ -36,12 +36,19 @@ class Moments:
     xy: np.ndarray
     yy: np.ndarray
 
-    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Covariances of X with itself and with Y, and variances of Y."""
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances of X with itself and with Y."""
         mean_x, mean_y = self.x / self.count, self.y / self.count
-        xx = self.xx / self.count - mean_x[:, :, None] * mean_x[:, None, :]
-        xy = self.xy / self.count - mean_x[:, :, None] * mean_y[:, None, :]
-        return xx, xy, np.maximum(self.yy / self.count - mean_y**2, 0)
+        xx, xy = self.raw()
+        return xx - mean_x[:, :, None] * mean_x[:, None, :], xy - mean_x[:, :, None] * mean_y[:, None, :]
+
+    def raw(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean products of X with itself and with Y."""
+        return self.xx / self.count, self.xy / self.count
+
+    def variance(self) -> float:
+        """The variance of Y, summed over all outputs."""
+        return float(np.maximum(self.yy / self.count - (self.y / self.count) ** 2, 0).sum())
 
 
 def measure(

@@ -157,7 +157,7 @@ def plan_channels(
         check_floor(target, measure(limits.cheapest(target)), whole, budget)
 
     ranked = rankings(Scoring(model, graph, calibration, seed), limits.free, importance, normalise)
-    allocation = Allocation(limits, ranked, scope, target, measure)
+    allocation = Allocation(limits, limits.spared(ranked), scope, target, measure)
     if target == "ratio":
         kept = allocation.at_ratio(wanted)
     elif target != "channels":

@@ -4,7 +4,6 @@ What stands between the calls may look at activations and change weights: the ca
 pass over the network is enough to re-fit every layer on what the layers before it have become.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -19,42 +18,23 @@ from mobileprune.graph import functional_graph, is_nested, nodes
 _VALUES_AT_ONCE = 2**22
 
 
-@dataclasses.dataclass
 class Step:
     """One call of the graph, about to be made.
 
     Attributes:
         path: the name of the layer or op; inside nested models `outer/inner`.
+        operation: the Keras layer or op.
         node: Keras' record of the call.
-        tensors: the tensors that are still to be read by `id` of the graph's own, each as a list of batches.
     """
 
-    path: str
-    node: Any
-    tensors: dict[int, list[Any]]
-    _outputs: list[list[Any]] | None = None
+    def __init__(self, path: str, node: Any, tape: "_Tape") -> None:
+        self.path, self.operation = path, node.operation
+        self.node, self._tape = node, tape
 
-    @property
-    def operation(self) -> Any:
-        """The Keras layer or op."""
-        return self.node.operation
-
-    @property
     def inputs(self) -> list[list[Any]]:
         """For each tensor that the call reads its batches."""
-        return [self.tensors[id(tensor)] for tensor in self.node.input_tensors]
-
-    @property
-    def outputs(self) -> list[list[Any]]:
-        """For each tensor that the call writes its batches; computed when first asked for."""
-        if self._outputs is None:
-            batches = []
-            for index in range(len(self.inputs[0])):
-                known = {id(tensor): self.tensors[id(tensor)][index] for tensor in self.node.input_tensors}
-                args, kwargs = self.node.arguments.fill_in(known)
-                batches.append(keras.tree.flatten(self.operation(*args, **kwargs)))
-            self._outputs = [list(parts) for parts in zip(*batches, strict=True)]
-        return self._outputs
+        self._tape.catch_up()
+        return [self._tape.tensors[id(tensor)] for tensor in self.node.input_tensors]
 
 
 def play(model: Any, images: Any) -> Iterator[Step]:
@@ -70,7 +50,9 @@ def play(model: Any, images: Any) -> Iterator[Step]:
     graph = functional_graph(model)
     given = [np.asarray(array, np.float32) for array in (images if isinstance(images, list | tuple) else [images])]
     if len(given) != len(graph.inputs):
-        raise DatasetError(f"{model.name!r} has {len(graph.inputs)} inputs; calibration data for {len(given)} were given.")
+        raise DatasetError(
+            f"{model.name!r} has {len(graph.inputs)} inputs; calibration data for {len(given)} were given."
+        )
     for array, tensor in zip(given, graph.inputs, strict=True):
         fits = array.ndim == len(tensor.shape) and all(
             said in (None, size) for said, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
@@ -85,25 +67,64 @@ def play(model: Any, images: Any) -> Iterator[Step]:
     yield from _play(graph, tensors, "")
 
 
+class _Tape:
+    """The tensors of one graph that are still to be read, and the calls that nobody has asked for yet.
+
+    Calls are made when somebody asks for a tensor, all that wait at once and batch by batch: what lies between two
+    questions is never held for more than one batch.
+    """
+
+    def __init__(self, graph: Any, tensors: dict[int, list[Any]], calls: list[Any]) -> None:
+        self.tensors = tensors
+        self._waiting: list[Any] = []
+        self._readers = Counter(key for node in calls for key in {id(tensor) for tensor in node.input_tensors})
+        self._readers.update(id(tensor) for tensor in graph.outputs)
+
+    def add(self, node: Any) -> None:
+        self._waiting.append(node)
+
+    def forget(self, node: Any) -> None:
+        """Says that a call has been made by somebody else."""
+        for key in {id(tensor) for tensor in node.input_tensors}:
+            self._readers[key] -= 1
+
+    def catch_up(self) -> None:
+        """Makes all calls that wait and forgets what nobody reads any more."""
+        if not self._waiting:
+            return
+        for node in self._waiting:
+            self._readers.subtract({id(tensor) for tensor in node.input_tensors})
+        made = {id(tensor) for node in self._waiting for tensor in node.output_tensors}
+        kept: dict[int, list[Any]] = {key: [] for key in made if self._readers[key] > 0}
+        batches = len(next(iter(self.tensors.values())))
+        for index in range(batches):
+            known = {key: found[index] for key, found in self.tensors.items()}
+            for node in self._waiting:
+                args, kwargs = node.arguments.fill_in(known)
+                outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+                known.update(zip((id(tensor) for tensor in node.output_tensors), outputs, strict=True))
+            for key, found in kept.items():
+                found.append(known[key])
+        self._waiting = []
+        for key in [key for key in self.tensors if self._readers[key] <= 0]:
+            del self.tensors[key]
+        self.tensors.update(kept)
+
+
 def _play(graph: Any, tensors: dict[int, list[Any]], prefix: str) -> Iterator[Step]:
     calls = [node for node in nodes(graph) if not isinstance(node.operation, keras.layers.InputLayer)]
-    waiting = Counter(id(tensor) for node in calls for tensor in {id(t): t for t in node.input_tensors}.values())
-    waiting.update(id(tensor) for tensor in graph.outputs)
+    tape = _Tape(graph, tensors, calls)
     for node in calls:
         path = prefix + node.operation.name
-        step = Step(path, node, tensors)
         if is_nested(node.operation):
+            tape.catch_up()
             inner = functional_graph(node.operation)
-            inside = {id(tensor): batches for tensor, batches in zip(inner.inputs, step.inputs, strict=True)}
+            read = [tensors[id(tensor)] for tensor in node.input_tensors]
+            inside = {id(tensor): batches for tensor, batches in zip(inner.inputs, read, strict=True)}
             yield from _play(inner, inside, f"{path}/")
-            made = [inside[id(tensor)] for tensor in inner.outputs]
+            tensors.update((id(t), inside[id(i)]) for t, i in zip(node.output_tensors, inner.outputs, strict=True))
+            tape.forget(node)
         else:
-            yield step
-            made = step.outputs
-        for tensor, batches in zip(node.output_tensors, made, strict=True):
-            if waiting[id(tensor)]:
-                tensors[id(tensor)] = batches
-        for tensor in {id(t): t for t in node.input_tensors}:
-            waiting[tensor] -= 1
-            if not waiting[tensor]:
-                del tensors[tensor]
+            yield Step(path, node, tape)
+            tape.add(node)
+    tape.catch_up()

@@ -1,5 +1,6 @@
 """A model and a plan make a smaller model that keeps as much of the accuracy as unlabelled images can save."""
 
+import warnings
 from typing import Any
 
 from mobileprune.errors import PlanError, known_names
@@ -9,9 +10,7 @@ from mobileprune.reconstruct import COMPENSATIONS, reconstruct
 from mobileprune.surgery import remove_channels
 
 
-def prune_channels(
-    model: Any, plan: PruningPlan, compensate: str = "none", calibration: Any = None
-) -> Any:
+def prune_channels(model: Any, plan: PruningPlan, compensate: str = "none", calibration: Any = None) -> Any:
     """Removes the channels that `plan` names and makes up for them in the weights that are left.
 
     Args:
@@ -41,7 +40,9 @@ def prune_channels(
         raise PlanError(f"compensate={compensate!r} needs calibration=, some hundred images without labels.")
     cut = remove_channels(model, plan)
     if compensate != "none":
-        reconstruct(model, cut.smaller, cut.before, cut.after, calibration, compensate)
+        left = reconstruct(model, cut.smaller, cut.before, cut.after, calibration, compensate)
+        if left:
+            warnings.warn(f"These layers lost channels and cannot be fitted: {known_names(left)}.", stacklevel=2)
     return cut.smaller
 
 

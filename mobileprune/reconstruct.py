@@ -6,7 +6,7 @@ arXiv:1707.06168; Luo et al. 2017, "ThiNet", arXiv:1707.06342). Both are done la
 network, so that each also corrects what the layers before it could not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -20,13 +20,14 @@ from mobileprune.playback import Step, play
 
 COMPENSATIONS = ("none", "mean", "least_squares")
 # Pulls the fit towards the weights as they are, as a share of the mean variance of what is read.
-RIDGE = 1e-3
+_RIDGE = 1e-3
 
 
-def reconstruct(
-    original: Any, smaller: Any, before: ChannelIds, after: ChannelIds, images: Any, how: str, settings: Any = None
-) -> dict[str, str]:
+def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: ChannelIds, images: Any, how: str) -> list[str]:
     """Changes the weights of `smaller` so that its layers give what those of `original` give.
+
+    Every layer that lost channels which it read is fitted once, in the order of the graph, a shared one on its first
+    call. What it gives before its activation is compared.
 
     Args:
         original: the model before surgery; not changed.
@@ -37,81 +38,93 @@ def reconstruct(
         how: `"mean"` moves means into biases; `"least_squares"` fits weights and biases.
 
     Returns:
-        Layers that lost inputs and could not be fitted, by path, each with the reason.
+        Paths of the layers that lost channels which they read and whose kind cannot be fitted.
+
+    Raises:
+        DatasetError: the images do not fit the model.
     """
-    settings = settings or {}
+    changed, unfitted = _changed(before, after)
     sinks = _bias_sinks(smaller)
-    originals = _Originals(play(original, images))
-    skipped: dict[str, str] = {}
-    done: set[str] = set()
+    originals = _Originals(play(original, images), set(changed))
+    fitted: set[str] = set()
     for step in play(smaller, images):
-        layer = step.operation
-        if not isinstance(layer, keras.Layer) or step.path in done:
+        if step.path not in changed or step.path in fitted:
             continue
-        maps = linear_maps(layer)
-        if not maps:
-            continue
-        done.add(step.path)
-        old_inputs = originals.inputs(step.path)
-        old_maps = {map.kernel: map for map in linear_maps(before.layers[step.path])}
-        for map in maps:
-            lost = _lost_inputs(before, after, step.path, map)
-            if not lost and not settings.get("all"):
-                continue
-            if map.reads is None and not settings.get("depthwise"):
-                continue
-            outputs = _surviving_outputs(before, after, step.path, map)
-            sums = measure(map, step.inputs, old_maps[map.kernel], old_inputs, outputs)
-            _fit(map, sums, how, sinks.get(step.path), settings)
-    return skipped
+        fitted.add(step.path)
+        old_layer, old_node, old_inputs = originals.call(step.path)
+        maps = zip(linear_maps(step.operation, step.node), linear_maps(old_layer, old_node), strict=True)
+        for map, old in maps:
+            sums = measure(map, step.inputs(), old, old_inputs, _surviving_outputs(before, after, step.path, old))
+            _fit(map, sums, how, sinks.get(step.path))
+    return unfitted
 
 
 class _Originals:
-    """What the layers of the original model are called on, in whatever order they are asked for."""
+    """What layers of the original model are called on, in whatever order they are asked for."""
 
-    def __init__(self, steps: Iterator[Step]) -> None:
-        self._steps, self._kept, self._seen = steps, {}, set()
+    def __init__(self, steps: Iterator[Step], wanted: set[str]) -> None:
+        self._steps, self._wanted = steps, wanted
+        self._found: dict[str, tuple[Any, Any, list[list[Any]]]] = {}
 
-    def inputs(self, path: str) -> list[list[Any]]:
-        while path not in self._kept:
+    def call(self, path: str) -> tuple[Any, Any, list[list[Any]]]:
+        """The layer, Keras' record of its first call and the batches that it reads there."""
+        while path not in self._found:
             step = next(self._steps)
-            if step.path not in self._seen and isinstance(step.operation, keras.Layer) and linear_maps(step.operation):
-                self._seen.add(step.path)
-                self._kept[step.path] = step.inputs
-        return self._kept.pop(path)
+            if step.path in self._wanted:
+                self._wanted.remove(step.path)
+                self._found[step.path] = (step.operation, step.node, step.inputs())
+        return self._found.pop(path)
 
 
-def _lost_inputs(before: ChannelIds, after: ChannelIds, path: str, map: LinearMap) -> bool:
-    old, new = before.weights[path, map.kernel], after.weights[path, map.kernel]
-    if map.reads is None:
-        return False
-    axis = map.reads % len(old.shape)
-    return old.shape[axis] != new.shape[axis]
+def _changed(before: ChannelIds, after: ChannelIds) -> tuple[list[str], list[str]]:
+    """Layers that read fewer channels than they did: those that can be fitted, and those that cannot."""
+    fitting, others = [], []
+    for path, layer in before.layers.items():
+        maps = linear_maps(layer, before.calls[path].node)
+        shapes = {map.kernel: (map.shape, after.weights[path, map.kernel].shape) for map in maps}
+        if any(shapes[map.kernel][0][map.reads] != shapes[map.kernel][1][map.reads] for map in maps):
+            fitting.append(path)
+        elif not maps and _reads_less(path, before, after):
+            others.append(path)
+    return fitting, others
+
+
+def _reads_less(path: str, before: ChannelIds, after: ChannelIds) -> bool:
+    """Whether a kernel of the layer shrank along channels that the layer does not make itself."""
+    own = before.outputs.get(path, np.zeros(0, np.int64))
+    for (owner, name), old in before.weights.items():
+        if owner == path and old.positions and old.stored and len(old.axes) > 1:
+            new = after.weights[path, name]
+            if any(
+                old.shape[axis] != new.shape[axis] and not np.isin(ids, own).any() for axis, ids in old.axes.items()
+            ):
+                return True
+    return False
 
 
 def _surviving_outputs(before: ChannelIds, after: ChannelIds, path: str, map: LinearMap) -> np.ndarray | None:
-    """Indices of the outputs that are left, among those of the original; None when the kernel says nothing of them."""
+    """Indices of the outputs that are left, among those of the original; None when all are."""
     old, new = before.weights[path, map.kernel], after.weights[path, map.kernel]
-    axis = len(old.shape) - (2 if map.reads is None else 1)
-    if axis not in old.axes:
+    if map.makes not in old.axes:
         return None
-    chosen = places(old.axes[axis], new.axes[axis])
-    each = old.shape[-1] if map.reads is None else 1
-    return (chosen[:, None] * each + np.arange(each)).ravel()
+    return map.outputs_of(places(old.axes[map.makes], new.axes[map.makes]))
 
 
-def _fit(map: LinearMap, sums: Moments, how: str, sink: Any, settings: Mapping[str, Any]) -> None:
+def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:
     weights, offset = map.matrix(), map.offset()
+    shifts = map.bias is not None or sink is not None
     if how == "least_squares":
-        xx, xy, _ = sums.centred()
-        strength = settings.get("ridge", RIDGE) * np.maximum(np.trace(xx, axis1=1, axis2=2) / xx.shape[1], 1e-12)
+        xx, xy = sums.centred() if shifts else sums.raw()
+        strength = _RIDGE * np.maximum(np.trace(xx, axis1=1, axis2=2) / xx.shape[1], 1e-12)
         damped = xx + strength[:, None, None] * np.eye(xx.shape[1])
         weights = weights + np.linalg.solve(damped, xy - xx @ weights)
-    mean_x, mean_y = sums.x / sums.count, sums.y / sums.count
-    wanted = mean_y - np.einsum("gk,gkm->gm", mean_x, weights)
-    if map.bias is None and sink is not None:
-        sink.moving_mean.assign_sub((wanted - offset).ravel().astype("float32"))
-    map.assign(weights, wanted)
+    if shifts:
+        given = np.einsum("gk,gkm->gm", sums.x, weights) / sums.count
+        wanted = sums.y / sums.count - given
+        if map.bias is None:
+            sink.moving_mean.assign_sub((wanted - offset).ravel().astype("float32"))
+        offset = wanted
+    map.assign(weights, offset)
 
 
 def _bias_sinks(model: Any) -> dict[str, Any]:

@@ -85,12 +85,15 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
     axis = axes[0]
     position = np.arange(array.shape[axis]).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
     places = np.cumsum(kept[axis]) - 1
-    picked = []
+    picked, whole = [], True
     for selected in moved(call, lambda ids: _tensor(np.broadcast_to(position, ids.shape))):
         old = _vector(selected)
+        whole = whole and np.array_equal(old, position.ravel())
         picked.append(places[old[kept[axis][old]]])
     tensor = args[0]
     kind, operation = type(call.operation).__name__, call.operation
+    if kind not in ("GetItem", "Slice") and whole:
+        return operation(*args, **kwargs)  # it selects along another axis
     if kind == "GetItem":
         key = _key_with_all(args[1], axis, array.ndim)
         return type(operation)(name=operation.name)(_pick(tensor, picked[0], axis, operation.name), key)
@@ -99,8 +102,6 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
         start[axis], shape[axis] = 0, len(picked[0])
         made = type(operation)(tuple(shape), name=operation.name)
         return made(_pick(tensor, picked[0], axis, operation.name), tuple(start))
-    if kind == "Unstack":
-        return operation(*args, **kwargs)
     names = [operation.name] if len(picked) == 1 else [f"{operation.name}_{index}" for index in range(len(picked))]
     return [_pick(tensor, places, axis, name) for name, places in zip(names, picked, strict=True)]
 
