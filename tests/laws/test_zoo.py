@@ -73,4 +73,4 @@ def test_half_a_network_is_a_whole_one(family, tmp_path):
     (variant,) = mp.convert(smaller, ["float32"])
     mp.verify(smaller, variant, batch).raise_if_failed()
 
-    check_training(again, [batch], eagerly=True)
+    check_training(again, [batch])
