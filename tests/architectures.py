@@ -137,11 +137,15 @@ def randomise(model, seed=0):
             continue
         low, high = (0.5, 1.5) if "variance" in variable.path or "gamma" in variable.path else (-0.5, 0.5)
         variable.assign(generator.uniform(low, high, variable.shape).astype("float32"))
+    _finish_normalisations(model)
     return model
 
 
-def randomise_deep(model, seed=0):
-    """The same for networks of many layers: kernels that keep the size of what passes, so that nothing overflows."""
+def randomise_deep(model, images, seed=0):
+    """The same for networks of many layers, which would forget their inputs on the way through so much noise.
+
+    Kernels keep the size of what passes, and batch norms have the statistics of `images`: all different, too.
+    """
     generator = np.random.default_rng(seed)
     for variable in model.variables:
         shape, name = tuple(variable.shape), variable.path.rsplit("/", 1)[-1]
@@ -149,12 +153,27 @@ def randomise_deep(model, seed=0):
             continue
         if len(shape) > 1:
             fan_in = np.prod(shape[:2]) if "depthwise" in variable.path else np.prod(shape[:-1])
-            variable.assign(generator.normal(0, 1.2 / np.sqrt(fan_in), shape))
+            variable.assign(generator.normal(0, 1.4 / np.sqrt(fan_in), shape))
         elif "variance" in name or "gamma" in name:
             variable.assign(generator.uniform(0.5, 1.5, shape))
         else:
-            variable.assign(generator.normal(0, 0.3, shape))
+            variable.assign(generator.normal(0, 0.1, shape))
+    _finish_normalisations(model)
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(images, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model
+
+
+def _finish_normalisations(model):
+    # They compute with copies of their weights, renewed only by this call and by loading.
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()
 
 
 def random_inputs(model, batch=3, seed=0):

@@ -199,7 +199,7 @@ def check_law(
         training: the modes to compare in.
         inputs: a list of arrays, batch first; random ones of batch 3 by default.
         tolerance: the largest error allowed, as a share of the largest output.
-        randomised: fills the weights; `randomise_deep` for networks of many layers.
+        randomised: fills the weights, given the model and a seed; for many layers see `randomise_deep`.
         strict: whether it is an error when no consumer was silenced or the outputs hardly depend on the inputs.
 
     Returns:
@@ -230,14 +230,18 @@ def check_law(
 
 
 def check_training(model, inputs):
-    """One compiled step on one batch: a finite loss, and weights that moved.
+    """One step of `fit` on one batch: a finite loss, and weights that moved.
+
+    Eagerly: tracing a deep network takes far longer than one step, and TensorFlow 2.21 has once crashed (a segmentation
+    fault in a traced step of the `residual` network) when hundreds of networks had been run in one process.
 
     Raises:
         AssertionError: otherwise.
     """
     before = [np.array(weight) for weight in model.trainable_weights]
     output = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
-    model.compile(keras.optimizers.SGD(1e-3), loss=keras.tree.map_structure(lambda _: "mse", output))
+    losses = keras.tree.map_structure(lambda _: "mse", output)
+    model.compile(keras.optimizers.SGD(1e-3), loss=losses, run_eagerly=True)
     targets = keras.tree.map_structure(lambda tensor: np.zeros((len(inputs[0]), *tensor.shape[1:])), output)
     history = model.fit(inputs if len(inputs) > 1 else inputs[0], targets, epochs=1, verbose=0)
     assert np.isfinite(history.history["loss"]).all()

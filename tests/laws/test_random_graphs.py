@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from laws.removal import check_law, law_plan
 from random_ops import STEPS, Pick, fit
 
+from mobileprune import surgery
 from mobileprune.errors import PlanError
 
 PARTS, EXAMPLES = 6, 60
@@ -126,6 +127,35 @@ def test_the_random_networks_have_every_step_in_them():
     assert seen.keys() == STEPS.keys()
     assert min(seen.values()) >= 3, seen.most_common()[-5:]
     assert min(ends.values()) >= 10, ends
+
+
+def test_the_law_on_random_networks_can_fail(monkeypatch):
+    """With indices off by one wherever channels are removed, nearly every network that is cut says so."""
+    right, caught = surgery._places, []
+
+    def wrong(old, new):
+        places = right(old, new)
+        return (places + 1) % len(old) if len(places) < len(old) else places
+
+    monkeypatch.setattr(surgery, "_places", wrong)
+
+    @seed(0)
+    @settings(STEADY, max_examples=25)
+    @given(programs(0))
+    def breaks(program):
+        model = build(program)
+        plan = plan_of(program, model)
+        if any(entry.remove for entry in plan.groups):
+            inputs = random_inputs(model, batch=2)
+            try:
+                check_law(model, plan, inputs=inputs, training=[False], strict=False, tolerance=1e-3)
+            except AssertionError:
+                caught.append(True)
+            else:
+                caught.append(False)
+
+    breaks()
+    assert np.mean(caught) > 0.8
 
 
 @pytest.mark.parametrize("name", STEPS)

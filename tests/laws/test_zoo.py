@@ -42,7 +42,7 @@ def build(family):
     return make(weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None)
 
 
-def images(model, count=3):
+def images(model, count=8):
     """Pixels, or values around 0 for networks that do not scale pixels themselves."""
     generator = np.random.default_rng(0)
     shape = (count, *model.input_shape[1:])
@@ -59,7 +59,11 @@ def test_every_family_that_keras_has_is_here():
 def test_half_a_network_is_a_whole_one(family, tmp_path):
     model = build(family)
     batch = images(model)
-    smaller, plan = check_law(model, inputs=[batch], macs=0.5, round_to=8, randomised=randomise_deep)
+
+    def randomised(model, seed):
+        return randomise_deep(model, batch, seed)
+
+    smaller, plan = check_law(model, inputs=[batch], macs=0.5, round_to=8, randomised=randomised, tolerance=1e-3)
     assert 0.4 * plan.macs_before < plan.macs <= 0.5 * plan.macs_before
 
     smaller.save(tmp_path / "smaller.keras")
