@@ -127,6 +127,8 @@ def _transfer(path: str, old: Any, new: Any, old_ids: ChannelIds, new_ids: Chann
         if id(source) in followed:
             values = _selected(values, *followed[id(source)])
         destination.assign(values)
+    if isinstance(new, keras.layers.Normalization):
+        new.finalize_state()  # it computes with copies of its statistics
 
 
 def _selected(values: np.ndarray, old: Weight, new: Weight) -> np.ndarray:

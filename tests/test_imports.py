@@ -25,10 +25,12 @@ LAYERS = (
     },
     {"image_folder", "channel_ops", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
     {"splits", "channel_groups", "gradients", "moments", "report.markdown", "datasets.make_fashion_mnist"},
-    {"data", "importance", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
-    {"allocation", "train", "manifest"},
+    {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
+    {"importance", "train", "manifest"},
+    {"allocation"},
     {"plan"},
     {"surgery", "run"},
+    {"prune"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.

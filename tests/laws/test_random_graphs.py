@@ -131,13 +131,13 @@ def test_the_random_networks_have_every_step_in_them():
 
 def test_the_law_on_random_networks_can_fail(monkeypatch):
     """With indices off by one wherever channels are removed, nearly every network that is cut says so."""
-    right, caught = surgery._places, []
+    right, caught = surgery.places, []
 
     def wrong(old, new):
         places = right(old, new)
         return (places + 1) % len(old) if len(places) < len(old) else places
 
-    monkeypatch.setattr(surgery, "_places", wrong)
+    monkeypatch.setattr(surgery, "places", wrong)
 
     @seed(0)
     @settings(STEADY, max_examples=25)
