@@ -18,6 +18,7 @@ About 4 minutes on two cores, 6 with the peer. `--json=FILE` keeps the figures.
 
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -86,9 +87,10 @@ def measure(name: str) -> dict[str, Any]:
 
 def peer(name: str, python: str) -> dict[str, Any]:
     """Torch-Pruning's seconds on torchvision's network of that name."""
-    ran = subprocess.run(
-        [python, str(TWIN), "groups", name, str(REPEATS.value)], capture_output=True, text=True, check=False
-    )
+    # Threads that spin while they wait stand still beside any other program, which would flatter us.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    command = [python, str(TWIN), "groups", name, str(REPEATS.value)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if ran.returncode:
         return {"error": (ran.stderr.strip().splitlines() or ["no output"])[-1]}
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
@@ -102,6 +104,9 @@ def main(_: list[str]) -> int:
     if unknown:
         print(f"Unknown: {', '.join(sorted(unknown))}. Known: {', '.join(ARCHITECTURES)}.", file=sys.stderr)
         return 2
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores / 2:
+        print(f"The machine is busy (load {load:.1f} on {cores} cores): the ratios mean little.", file=sys.stderr)
     chosen = ONLY.value or list(ARCHITECTURES)
     print(
         "| architecture | layers | groups (frozen) | analysis | plan | plan by ratio | surgery | clone "

@@ -21,9 +21,11 @@ The table is markdown; --out_dir gets it with the same figures as JSON and as a 
 """
 
 import dataclasses
+import functools
 import gc
 import inspect
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -183,7 +185,7 @@ def _cut(subject: Subject, plan: Any, compensation: str, target: float, plan_s: 
     options: dict[str, Any] = {}
     if compensation != "none":
         if not _takes(mp.prune_channels, "compensate"):
-            _say(f"compensation {compensation} left out: the installed mobileprune has none")
+            _say_once(f"compensation {compensation} left out: the installed mobileprune has none")
             return None
         options = {"compensate": compensation, "calibration": subject.calibration}
     started = time.perf_counter()
@@ -249,7 +251,10 @@ def peer(subject: Subject, base: float, python: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _export(subject.model, folder)
-        ran = subprocess.run([python, str(TWIN), "one_shot", name], stdout=subprocess.PIPE, text=True, check=False)
+        # Threads that spin while they wait stand still beside any other program.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        command = [python, str(TWIN), "one_shot", name]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if ran.returncode:
         sys.exit(f"Torch-Pruning's twin ended with code {ran.returncode}.")
     found = json.loads(ran.stdout.splitlines()[-1])
@@ -387,6 +392,11 @@ def _takes(function: Callable[..., Any], argument: str) -> bool:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    _say(line)
 
 
 def main(_: list[str]) -> int:

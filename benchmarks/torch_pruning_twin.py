@@ -13,6 +13,7 @@ Prints one line of JSON, the last of its output.
 
 import copy
 import functools
+import importlib.metadata
 import json
 import statistics
 import sys
@@ -277,7 +278,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     result = jobs[arguments[0]]()
-    versions = {"torch": torch.__version__, "torch_pruning": tp.__version__, "threads": torch.get_num_threads()}
+    versions = {
+        "torch": torch.__version__,
+        "torch_pruning": importlib.metadata.version("torch-pruning"),
+        "threads": torch.get_num_threads(),
+    }
     print(json.dumps({**result, "versions": versions}))
     return 0
 
