@@ -1,7 +1,9 @@
 """From channel ids to groups: which channels a plan can remove, what each is worth in MACs, and why others stay."""
 
 import dataclasses
+import functools
 import itertools
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -57,10 +59,19 @@ class ChannelGraph:
         self.ids = ChannelIds(model)
         self._roots = self.ids.roots()
         self.groups = self._find_groups()
-        self._axes = [
-            (weight, {axis: self._roots[ids] for axis, ids in weight.axes.items()})
-            for weight in self.ids.weights.values()
-        ]
+        # Many weights follow the same ids: kernels, scales and means of one convolution and its batch norm.
+        distinct: dict[bytes, int] = {}
+        self._vectors: list[np.ndarray] = []
+        self._axes: list[tuple[Weight, int, dict[int, int]]] = []
+        for weight in self.ids.weights.values():
+            followed = {}
+            for axis, ids in weight.axes.items():
+                roots = self._roots[ids]
+                followed[axis] = distinct.setdefault(roots.tobytes(), len(self._vectors))
+                if followed[axis] == len(self._vectors):
+                    self._vectors.append(roots)
+            fixed = math.prod(size for axis, size in enumerate(weight.shape) if axis not in followed)
+            self._axes.append((weight, fixed, followed))
         # Parameters of weights that follow no channel never change.
         counted = sum(int(np.prod(weight.shape)) for weight in self.ids.weights.values() if weight.stored)
         self._fixed_params = int(model.count_params()) - counted
@@ -79,23 +90,32 @@ class ChannelGraph:
     def cost(self, alive: np.ndarray) -> Cost:
         """MACs and parameters when only the channels in `alive` (booleans by id) are left."""
         macs, params = 0, self._fixed_params
-        for weight, axes in self._axes:
-            size = _size(weight, axes, alive)
+        counts = [int(np.count_nonzero(alive[roots])) for roots in self._vectors]
+        for weight, fixed, axes in self._axes:
+            size = fixed * math.prod(counts[vector] for vector in axes.values())
             macs += weight.positions * size
             params += size if weight.stored else 0
         return Cost(macs, params)
 
     def weights_of(self, group: ChannelGroup) -> list[tuple[Weight, int, np.ndarray]]:
         """Every weight axis that follows the group: (weight, axis, unit at each index or -1)."""
-        unit = np.full(len(self._roots), -1)
-        unit[group.roots] = np.arange(group.size)
-        found = []
-        for weight, axes in self._axes:
-            for axis, roots in axes.items() if weight.stored else ():
-                units = unit[roots]
-                if (units >= 0).any():
-                    found.append((weight, axis, units))
-        return found
+        return self._coupled[group.name]
+
+    @functools.cached_property
+    def _coupled(self) -> dict[str, list[tuple[Weight, int, np.ndarray]]]:
+        group_of, unit = np.full(len(self._roots), -1), np.full(len(self._roots), -1)
+        for index, group in enumerate(self.groups):
+            group_of[group.roots] = index
+            unit[group.roots] = np.arange(group.size)
+        found: list[list[tuple[Weight, int, np.ndarray]]] = [[] for _ in self.groups]
+        for weight, _, axes in self._axes:
+            for axis, vector in axes.items() if weight.stored else ():
+                roots = self._vectors[vector]
+                members = group_of[roots]
+                for index in np.unique(members).tolist():
+                    if index >= 0:
+                        found[index].append((weight, axis, np.where(members == index, unit[roots], -1)))
+        return {group.name: entries for group, entries in zip(self.groups, found, strict=True)}
 
     def _find_groups(self) -> list[ChannelGroup]:
         makers: dict[int, list[str]] = defaultdict(list)
@@ -124,13 +144,6 @@ def channel_groups(model: Any) -> list[ChannelGroup]:
         ['stem', 'block_1_expand', …]
     """
     return ChannelGraph(model).groups
-
-
-def _size(weight: Weight, axes: dict[int, np.ndarray], alive: np.ndarray) -> int:
-    size = 1
-    for axis, length in enumerate(weight.shape):
-        size *= int(np.count_nonzero(alive[axes[axis]])) if axis in axes else length
-    return size
 
 
 def _unique_name(labels: tuple[str, ...], groups: list[ChannelGroup]) -> str:

@@ -136,8 +136,6 @@ class ChannelIds:
 
     Args:
         model: a built functional or Sequential model.
-        emitted: ids that the named layers create, in order, instead of fresh ones. Surgery walks the smaller model
-            with the survivors' ids of the larger one and reads which old index goes where.
 
     Attributes:
         weights: every weight that follows channels, by (layer path, attribute).
@@ -152,16 +150,15 @@ class ChannelIds:
         ModelError: the model is subclassed or not built, so that its graph cannot be read.
     """
 
-    def __init__(self, model: Any, emitted: Mapping[str, Ids] | None = None) -> None:
+    def __init__(self, model: Any) -> None:
         self.weights: dict[tuple[str, str], Weight] = {}
         self.outputs: dict[str, Ids] = {}
         self.layers: dict[str, Any] = {}
         self.calls: dict[str, Call] = {}
         self.sizes: dict[tuple[str, str], Ids] = {}
         self.needed: list[tuple[str, Ids]] = []
-        self._emitted = emitted
         self._paths: dict[int, str] = {}
-        self._union = Union(1 + max((int(ids.max(initial=0)) for ids in (emitted or {}).values()), default=0))
+        self._union = Union(1)
         self._reasons: dict[int, str] = {}
         self._mixed: dict[int, str] = {}
         self._whole: dict[str, str] = {}
@@ -195,10 +192,7 @@ class ChannelIds:
         """Ids for the `count` channels that a layer creates; the same ones when a shared layer is called again."""
         label = f"{call.path}:{kind}" if kind else call.path
         if label not in self.outputs:
-            known = None if self._emitted is None else self._emitted.get(label)
-            if known is not None and len(known) != count:
-                raise ModelError(f"{label} creates {count} channels where {len(known)} were planned.")
-            self.outputs[label] = self._union.grow(count) if known is None else known
+            self.outputs[label] = self._union.grow(count)
         return self.outputs[label]
 
     def follow(self, call: Call, attribute: str, axes: Mapping[int, Ids | None], positions: int = 0) -> None:
@@ -240,7 +234,9 @@ class ChannelIds:
         known.positions += positions
         for axis, ids in followed.items():
             # An earlier call that could not be followed has recorded the weight without its axes.
-            self.unify(known.axes.setdefault(axis, ids), ids)
+            earlier = known.axes.setdefault(axis, ids)
+            if earlier is not ids:
+                self.unify(earlier, ids)
             if call.path in self._whole:
                 self.freeze(ids, self._whole[call.path])
 
@@ -417,22 +413,28 @@ def places(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """For each entry of `new` the index in `old` of the same id: its n-th occurrence for the n-th occurrence.
 
     An id occurs more than once behind a flatten (once for each pixel) and in a depthwise multiplier.
+
+    Raises:
+        ModelError: an id of `new` does not occur, or not as often, in `old`.
     """
-    old_keys, new_keys = _occurrences(old), _occurrences(new)
-    lookup = {key: index for index, key in enumerate(old_keys)}
-    try:
-        return np.array([lookup[key] for key in new_keys], np.int64)
-    except KeyError as error:
-        raise ModelError("The smaller model has a channel that the larger one lacks.") from error
+    often = 1 + max(int(_occurrence(old).max(initial=0)), int(_occurrence(new).max(initial=0)))
+    keys, wanted = old * often + _occurrence(old), new * often + _occurrence(new)
+    order = np.argsort(keys, kind="stable")
+    found = np.searchsorted(keys, wanted, sorter=order)
+    if found.size and (found.max() >= len(keys) or not np.array_equal(keys[order[found]], wanted)):
+        raise ModelError("The smaller model has a channel that the larger one lacks.")
+    return np.asarray(order[found])
 
 
-def _occurrences(ids: np.ndarray) -> list[tuple[int, int]]:
-    seen: dict[int, int] = {}
-    keys = []
-    for channel in ids.tolist():
-        seen[channel] = seen.get(channel, -1) + 1
-        keys.append((channel, seen[channel]))
-    return keys
+def _occurrence(ids: np.ndarray) -> np.ndarray:
+    """How many entries before each are the same id."""
+    order = np.argsort(ids, kind="stable")
+    ranked = ids[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]]) if ids.size else np.zeros(0, np.int64)
+    runs = np.diff(np.r_[starts, len(ids)])
+    found = np.empty(len(ids), np.int64)
+    found[order] = np.arange(len(ids)) - np.repeat(starts, runs)
+    return found
 
 
 def _stored(array: Ids, shape: tuple[int, ...]) -> Ids:

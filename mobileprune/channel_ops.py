@@ -47,7 +47,7 @@ _REDUCTION_OPS = (
 )
 _MOVES = (layers.Flatten, layers.Permute, layers.Concatenate, layers.RepeatVector)
 _MOVE_OPS = (
-    *("Transpose", "Swapaxes", "Moveaxis", "Squeeze", "ExpandDims", "Ravel", "Rot90", "Concatenate", "Stack"),
+    *("Transpose", "Swapaxes", "Moveaxis", "ExpandDims", "Ravel", "Rot90", "Concatenate", "Stack"),
     *("Hstack", "Vstack", "Dstack", "Append", "BroadcastTo", "Tile", "Repeat", "Flip", "Fliplr", "Flipud"),
 )
 # Moves that leave some of what they read behind, or put it elsewhere by index.
@@ -125,6 +125,12 @@ def _move(ids: ChannelIds, call: Call) -> list[Ids]:
     return found
 
 
+@rule_for_ops("Squeeze")
+def _squeeze(ids: ChannelIds, call: Call) -> list[Ids]:
+    # Not run: at batch 1 it would squeeze the batch, too.
+    return [call.inputs[0].reshape(call.output_shapes[0])]
+
+
 @register_channels(layers.Reshape)
 @rule_for_ops("Reshape", "DepthToSpace", "SpaceToDepth")
 def _reshape(ids: ChannelIds, call: Call) -> list[Ids]:
@@ -148,7 +154,7 @@ def _selection(ids: ChannelIds, call: Call) -> list[Ids]:
     found = moved(call, _ids_tensor)
     for part in found:
         ids.keep_rectangular(part)
-        if compact(part).size < compact(array).size:
+        if np.unique(compact(part)).size < np.unique(compact(array)).size:
             ids.need_one(part, call.path)
     return found
 

@@ -282,7 +282,7 @@ def _made(ids: ChannelIds, call: Call, count: int) -> Ids:
 def _along(ids: ChannelIds, array: Ids, axis: int) -> Ids | None:
     """The channels along an axis; None if it holds none, be it that another does or that all are one."""
     channels = ids.channels(array, axis)
-    return None if channels is None or (channels == channels[0]).all() else channels
+    return None if channels is None or (len(channels) > 1 and (channels == channels[0]).all()) else channels
 
 
 def _across(call: Call) -> list[Ids]:

@@ -248,7 +248,8 @@ def _sizes(scoring: Scoring, group: ChannelGroup, measure: Callable[[np.ndarray]
     """
     total = np.zeros(group.size)
     for weight, axis, units in scoring.coupled(group):
-        sizes = measure(scoring.values(weight.layer, weight.attribute).astype(np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            sizes = measure(scoring.values(weight.layer, weight.attribute))
         part = _per_unit(_along(sizes, axis), units, group)
         with np.errstate(invalid="ignore"):  # `score` refuses what is not finite
             total += part / max(float(part.mean()), np.finfo(np.float64).tiny)
@@ -256,7 +257,8 @@ def _sizes(scoring: Scoring, group: ChannelGroup, measure: Callable[[np.ndarray]
 
 
 def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    return np.asarray(values.sum(axis=tuple(other for other in range(values.ndim) if other != axis)))
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    return np.asarray(values.sum(axis=others, dtype=np.float64))
 
 
 def _per_unit(along: np.ndarray, units: np.ndarray, group: ChannelGroup) -> np.ndarray:

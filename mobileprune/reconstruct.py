@@ -6,24 +6,25 @@ arXiv:1707.06168; Luo et al. 2017, "ThiNet", arXiv:1707.06342). Both are done la
 network, so that each also corrects what the layers before it could not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import ChannelIds, places
+from mobileprune.channel_ids import ChannelIds, Weight, places
 from mobileprune.graph import functional_graph, is_nested, nodes
 from mobileprune.linear import LinearMap, linear_maps
 from mobileprune.moments import Moments, measure
 from mobileprune.playback import Step, play
 
+Weights = Mapping[tuple[str, str], Weight]
 COMPENSATIONS = ("none", "mean", "least_squares")
 # Pulls the fit towards the weights as they are, as a share of the mean variance of what is read.
 _RIDGE = 1e-3
 
 
-def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: ChannelIds, images: Any, how: str) -> list[str]:
+def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights, images: Any, how: str) -> list[str]:
     """Changes the weights of `smaller` so that its layers give what those of `original` give.
 
     Every layer that lost channels which it read is fitted once, in the order of the graph, a shared one on its first
@@ -33,7 +34,7 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: ChannelI
         original: the model before surgery; not changed.
         smaller: the model after it, with the weights that survived.
         before: the original's ids.
-        after: the smaller model's ids, which are survivors of the original's.
+        after: the smaller model's weights that follow channels, with the survivors' ids.
         images: calibration images, (images, …), or a list of arrays, one for each input.
         how: `"mean"` moves means into biases; `"least_squares"` fits weights and biases.
 
@@ -76,12 +77,12 @@ class _Originals:
         return self._found.pop(path)
 
 
-def _changed(before: ChannelIds, after: ChannelIds) -> tuple[list[str], list[str]]:
+def _changed(before: ChannelIds, after: Weights) -> tuple[list[str], list[str]]:
     """Layers that read fewer channels than they did: those that can be fitted, and those that cannot."""
     fitting, others = [], []
     for path, layer in before.layers.items():
         maps = linear_maps(layer, before.calls[path].node)
-        shapes = {map.kernel: (map.shape, after.weights[path, map.kernel].shape) for map in maps}
+        shapes = {map.kernel: (map.shape, after[path, map.kernel].shape) for map in maps}
         if any(shapes[map.kernel][0][map.reads] != shapes[map.kernel][1][map.reads] for map in maps):
             fitting.append(path)
         elif not maps and _reads_less(path, before, after):
@@ -89,12 +90,12 @@ def _changed(before: ChannelIds, after: ChannelIds) -> tuple[list[str], list[str
     return fitting, others
 
 
-def _reads_less(path: str, before: ChannelIds, after: ChannelIds) -> bool:
+def _reads_less(path: str, before: ChannelIds, after: Weights) -> bool:
     """Whether a kernel of the layer shrank along channels that the layer does not make itself."""
     own = before.outputs.get(path, np.zeros(0, np.int64))
     for (owner, name), old in before.weights.items():
         if owner == path and old.positions and old.stored and len(old.axes) > 1:
-            new = after.weights[path, name]
+            new = after[path, name]
             if any(
                 old.shape[axis] != new.shape[axis] and not np.isin(ids, own).any() for axis, ids in old.axes.items()
             ):
@@ -102,9 +103,9 @@ def _reads_less(path: str, before: ChannelIds, after: ChannelIds) -> bool:
     return False
 
 
-def _surviving_outputs(before: ChannelIds, after: ChannelIds, path: str, map: LinearMap) -> np.ndarray | None:
+def _surviving_outputs(before: ChannelIds, after: Weights, path: str, map: LinearMap) -> np.ndarray | None:
     """Indices of the outputs that are left, among those of the original; None when all are."""
-    old, new = before.weights[path, map.kernel], after.weights[path, map.kernel]
+    old, new = before.weights[path, map.kernel], after[path, map.kernel]
     if map.makes not in old.axes:
         return None
     return map.outputs_of(places(old.axes[map.makes], new.axes[map.makes]))

@@ -1,8 +1,7 @@
 """A model and a plan make a new, physically smaller model.
 
-The smaller model is rebuilt from the layers' own configurations with the new widths. Then the ids are walked on the
-*new* graph, with the survivors' ids, and their order there says which indices of each old weight go where. Nothing is
-patched: the result is an ordinary, uncompiled Keras model.
+The smaller model is rebuilt from the layers' own configurations with the new widths, and the ids of the survivors say
+which entries of each old weight go where. Nothing is patched: the result is an ordinary, uncompiled Keras model.
 """
 
 import dataclasses
@@ -15,24 +14,25 @@ import numpy as np
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.channel_ids import ChannelIds, Weight, places
 from mobileprune.errors import ModelError, PlanError
-from mobileprune.graph import is_nested, rebuild
+from mobileprune.graph import is_nested, leaves, rebuild
 from mobileprune.plan import PruningPlan, removed_roots
 from mobileprune.rewrite import call_again, surviving_shape, survivors_by_axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Surgery:
-    """A smaller model, with the ids of both models in one numbering.
+    """A smaller model, and what became of each weight.
 
     Attributes:
         smaller: the new model, uncompiled.
         before: ids of the model that was cut.
-        after: ids of the smaller model, which are the survivors' of `before`.
+        after: the smaller model's weights that follow channels, by (layer path, attribute): their ids are those of
+            the survivors.
     """
 
     smaller: Any
     before: ChannelIds
-    after: ChannelIds
+    after: dict[tuple[str, str], Weight]
 
 
 def remove_channels(model: Any, plan: PruningPlan) -> Surgery:
@@ -52,14 +52,21 @@ def remove_channels(model: Any, plan: PruningPlan) -> Surgery:
     """
     graph = ChannelGraph(model)
     alive = graph.without(removed_roots(graph, plan))
-    survivors = {name: ids[alive[ids]] for name, ids in graph.ids.outputs.items()}
     _check_readers(graph, alive)
     smaller = _Rebuilder(graph, alive).model(model)
-    after = ChannelIds(smaller, emitted=survivors)
-    for path, layer in graph.ids.layers.items():
-        if not is_nested(layer):
-            _transfer(path, layer, after.layers[path], graph.ids, after)
+    after = {key: _survivor(weight, alive) for key, weight in graph.ids.weights.items()}
+    made = dict(leaves(smaller))
+    for path, layer in leaves(model):
+        # A layer that two nested models share is walked under one path.
+        _transfer(layer, made[path], graph.ids.path(layer), graph.ids, after)
     return Surgery(smaller, graph.ids, after)
+
+
+def _survivor(weight: Weight, alive: np.ndarray) -> Weight:
+    """The weight of the smaller model. Survivors keep their order everywhere: only whole slices of a tensor go."""
+    axes = {axis: ids[alive[ids]] for axis, ids in weight.axes.items()}
+    shape = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(weight.shape))
+    return dataclasses.replace(weight, axes=axes, shape=shape)
 
 
 def _check_readers(graph: ChannelGraph, alive: np.ndarray) -> None:
@@ -117,11 +124,11 @@ class _Rebuilder:
         )
 
 
-def _transfer(path: str, old: Any, new: Any, old_ids: ChannelIds, new_ids: ChannelIds) -> None:
+def _transfer(old: Any, new: Any, path: str, before: ChannelIds, after: dict[tuple[str, str], Weight]) -> None:
     followed = {}
-    for (name, attribute), weight in old_ids.weights.items():
-        if name == path and weight.stored:
-            followed[id(attrgetter(attribute)(old))] = (weight, new_ids.weights[name, attribute])
+    for (owner, attribute), weight in before.weights.items():
+        if owner == path and weight.stored:
+            followed[id(attrgetter(attribute)(old))] = (weight, after[owner, attribute])
     for source, destination in zip(old.weights, new.weights, strict=True):
         values = np.asarray(source)
         if id(source) in followed:
@@ -133,5 +140,6 @@ def _transfer(path: str, old: Any, new: Any, old_ids: ChannelIds, new_ids: Chann
 
 def _selected(values: np.ndarray, old: Weight, new: Weight) -> np.ndarray:
     for axis, ids in new.axes.items():
-        values = values.take(places(old.axes[axis], ids), axis)
+        if len(ids) < old.shape[axis]:
+            values = values.take(places(old.axes[axis], ids), axis)
     return values

@@ -99,15 +99,6 @@ def test_an_operation_without_a_rule_may_be_shared_by_tensors_of_different_width
     assert len(ids.outputs["noise:0:7"]) == 7
 
 
-def test_emitted_ids_are_used_in_the_place_of_fresh_ones():
-    model = chain(layers.Conv2D(3, 1, name="a"), layers.Conv2D(2, 1, name="b"))
-    ids = ChannelIds(model, emitted={"a": np.array([40, 7, 12])})
-    np.testing.assert_array_equal(ids.weights["b", "kernel"].axes[2], [40, 7, 12])
-    assert ids.outputs["b"].min() > 40
-    with pytest.raises(ModelError, match="a creates 3 channels where 2 were planned"):
-        ChannelIds(model, emitted={"a": np.array([0, 1])})
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_weight_axis_has_an_id_for_each_of_its_entries(name):
     model = ARCHITECTURES[name]()

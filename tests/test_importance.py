@@ -207,7 +207,7 @@ def test_taylor_needs_no_labels():
 
 
 def test_taylor_without_images_says_what_it_needs():
-    with pytest.raises(PlanError, match=r"'taylor' needs gradients. Give calibration="):
+    with pytest.raises(PlanError, match=r"'taylor' needs calibration="):
         scores(two_dense(), "hidden", "taylor")
 
 

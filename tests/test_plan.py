@@ -16,8 +16,8 @@ from mobileprune.file_size import FileSize
 from mobileprune.importance import Scoring, score
 from mobileprune.inspect import model_facts
 from mobileprune.plan import GroupPlan, PruningPlan, cost_of_plan, plan_channels, pruning_floor, removed_roots
-from mobileprune.ranking import Ranking
 from mobileprune.prune import prune_channels
+from mobileprune.ranking import Ranking
 
 layers = keras.layers
 FREE_LAYERS = {"stem": 32, "wide": 48, "odd": 20, "small": 8}
@@ -230,7 +230,7 @@ def test_a_model_that_is_kept_whole_has_itself_for_a_floor():
         ({"channels": 24}, "mapping of layers to channels kept"),
         ({"macs": 0.5, "scope": "everywhere"}, "'everywhere'. Known: global, local, isomorphic"),
         ({"macs": 0.5, "importance": "beauty"}, "'beauty'. Known: l1"),
-        ({"macs": 0.5, "importance": "taylor"}, "'taylor' needs gradients"),
+        ({"macs": 0.5, "importance": "taylor"}, "'taylor' needs calibration="),
         ({"macs": 0.5, "normalise": "median"}, "'median'. Known: sum"),
         ({"macs": 0.5, "recipe": "int3"}, "'int3' is not known"),
         ({"macs": 0.5, "min_channels": 0}, "min_channels"),

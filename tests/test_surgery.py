@@ -9,8 +9,8 @@ from mobileprune.errors import ModelError, PlanError
 from mobileprune.graph import functional_graph, inline_nested
 from mobileprune.inspect import model_facts
 from mobileprune.plan import GroupPlan, plan_channels
-from mobileprune.sparsify import sparsity
 from mobileprune.prune import narrower, prune_channels
+from mobileprune.sparsify import sparsity
 
 layers = keras.layers
 

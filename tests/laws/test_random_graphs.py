@@ -18,7 +18,7 @@ from random_ops import STEPS, Pick, fit
 from mobileprune import surgery
 from mobileprune.errors import PlanError
 
-PARTS, EXAMPLES = 6, 60
+PARTS, EXAMPLES = 6, 80
 STEADY = settings(
     derandomize=True,
     deadline=None,
