@@ -96,6 +96,14 @@ def _reduction(ids: ChannelIds, call: Call) -> list[Ids]:
     axes = range(array.ndim) if axes is None else [axes] if isinstance(axes, int) else axes
     reduced = sorted(axis % array.ndim for axis in axes)
     small = compact(array)
+    spread = [axis for axis, size in enumerate(small.shape) if size > 1]
+    widest = max(spread, key=lambda axis: (small.shape[axis], axis), default=None)
+    for axis in spread:
+        # Of several axes the widest holds the channels: along the others values of one channel are merged.
+        if axis != widest and (axis in reduced or widest in reduced):
+            first = small.take([0], axis)
+            ids.unify(first, small)
+            small = first
     if any(small.shape[axis] > 1 for axis in reduced):
         ids.inexact(array, f"{type(operation).__name__} {call.path!r} reads all channels at once")
         return [np.full(shape, CONSTANT) for shape in call.output_shapes]
