@@ -81,8 +81,9 @@ def _readers(graph: ChannelGraph, wanted: np.ndarray, model: Any, images: Any) -
             continue
         seen.add(step.path)
         for map in linear_maps(step.operation, step.node):
-            weight = graph.ids.weights[step.path, map.kernel]
-            ids = weight.axes.get(map.reads)
+            # Attention that cannot be followed has no weight on record.
+            weight = graph.ids.weights.get((step.path, map.kernel))
+            ids = None if weight is None else weight.axes.get(map.reads)
             if ids is not None and wanted[ids].any():
                 inputs = step.inputs()
                 found.append(_reader(map, measure(map, inputs, map, inputs), map.by_column(ids)))

@@ -91,7 +91,7 @@ class LinearMap:
     def apply(self, inputs: list[Any]) -> Any:
         """Y = X W + b before any activation, shape (rows, groups, outputs of a group)."""
         weights = ops.convert_to_tensor(self.matrix().astype("float32"))
-        made = ops.einsum("ngk,gkm->ngm", self.rows(inputs), weights)
+        made = ops.einsum("ngk,gkm->ngm", ops.cast(self.rows(inputs), "float32"), weights)
         return made + ops.convert_to_tensor(self.offset().astype("float32"))
 
     def _along(self, values: np.ndarray, axis: int) -> np.ndarray:
@@ -146,12 +146,15 @@ def _map(
 
 
 def _attention(layer: Any, node: Any) -> list[LinearMap]:
-    """Queries, keys and values, and what mixes the heads at the end; none for attention that is masked by a tensor."""
+    """Queries, keys and values, and what mixes the heads at the end; none for attention that is masked or gated."""
     names = ("query", "value", "key")
     given = {**dict(zip(names, node.arguments.args, strict=False)), **node.arguments.kwargs}
     tensors = {name: given[name] for name in names if given.get(name) is not None}
-    others = {name: value for name, value in given.items() if name not in names}
-    if any(isinstance(value, keras.KerasTensor) for value in others.values()) or getattr(layer, "use_gate", False):
+    others = {name: value for name, value in given.items() if name not in (*names, "return_attention_scores")}
+    masked = any(isinstance(value, keras.KerasTensor) for value in others.values())
+    # An embedding's mask travels with its tensors.
+    masked = masked or any(getattr(tensor, "_keras_mask", None) is not None for tensor in tensors.values())
+    if masked or layer.get_config().get("use_gate"):
         return []
     order = [id(tensor) for tensor in node.input_tensors]
     place = {name: order.index(id(tensor)) for name, tensor in tensors.items()}

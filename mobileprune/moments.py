@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -76,10 +77,9 @@ def measure(
     images = sum(len(batch) for batch in inputs[0])
     found: list[tuple[Any, ...]] = []
     for index in range(len(inputs[0])):
-        pieces = zip(*(_pieces(tensor[index], widest) for tensor in (*inputs, *originals)), strict=True)
-        for piece in pieces:
-            mine, other = list(piece[: len(inputs)]), list(piece[len(inputs) :])
-            x, y = reads.rows(mine), wanted.apply(other)
+        for piece in _pieces([tensor[index] for tensor in (*inputs, *originals)], widest):
+            mine, other = piece[: len(inputs)], piece[len(inputs) :]
+            x, y = keras.ops.cast(reads.rows(mine), "float32"), wanted.apply(other)
             if outputs is not None:
                 y = keras.ops.take(keras.ops.reshape(y, (len(y), -1)), outputs, axis=1)
                 y = keras.ops.reshape(y, (len(y), reads.groups, -1))
@@ -106,7 +106,9 @@ def _sums(x: Any, y: Any) -> tuple[Any, ...]:
     return (len(x), *(np.asarray(part, np.float64) for part in parts))
 
 
-def _pieces(tensor: Any, columns: int) -> list[Any]:
-    values = math.prod(tensor.shape[1:-1]) * columns
+def _pieces(tensors: list[Any], columns: int) -> Iterator[list[Any]]:
+    """The same few images of every tensor at a time."""
+    values = max(math.prod(tensor.shape[1:-1]) for tensor in tensors) * columns
     at_once = max(1, _VALUES_AT_ONCE // max(1, values))
-    return [tensor[at : at + at_once] for at in range(0, len(tensor), at_once)]
+    for at in range(0, len(tensors[0]), at_once):
+        yield [tensor[at : at + at_once] for tensor in tensors]

@@ -48,7 +48,7 @@ def play(model: Any, images: Any) -> Iterator[Step]:
         DatasetError: the images do not fit the model's inputs.
     """
     graph = functional_graph(model)
-    given = [np.asarray(array, np.float32) for array in (images if isinstance(images, list | tuple) else [images])]
+    given = [np.asarray(array) for array in (images if isinstance(images, list | tuple) else [images])]
     if len(given) != len(graph.inputs):
         raise DatasetError(
             f"{model.name!r} has {len(graph.inputs)} inputs; calibration data for {len(given)} were given."
@@ -61,7 +61,7 @@ def play(model: Any, images: Any) -> Iterator[Step]:
             raise DatasetError(f"Input {tensor.name!r} is {tuple(tensor.shape)}; calibration data are {array.shape}.")
     at_once = max(1, min(64, _VALUES_AT_ONCE // max(1, sum(array[0].size for array in given))))
     tensors = {
-        id(tensor): [keras.ops.convert_to_tensor(array[at : at + at_once]) for at in range(0, len(array), at_once)]
+        id(tensor): [keras.ops.cast(array[at : at + at_once], tensor.dtype) for at in range(0, len(array), at_once)]
         for array, tensor in zip(given, graph.inputs, strict=True)
     }
     yield from _play(graph, tensors, "")

@@ -22,6 +22,8 @@ Weights = Mapping[tuple[str, str], Weight]
 COMPENSATIONS = ("none", "mean", "least_squares")
 # Pulls the fit towards the weights as they are, as a share of the mean variance of what is read.
 _RIDGE = 1e-3
+# Kernels whose outputs are the layer's own: queries, keys and values are not.
+_LAST_KERNELS = ("kernel", "pointwise_kernel", "output_dense")
 
 
 def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights, images: Any, how: str) -> list[str]:
@@ -56,7 +58,7 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         maps = zip(linear_maps(step.operation, step.node), linear_maps(old_layer, old_node), strict=True)
         for map, old in maps:
             sums = measure(map, step.inputs(), old, old_inputs, _surviving_outputs(before, after, step.path, old))
-            _fit(map, sums, how, sinks.get(step.path))
+            _fit(map, sums, how, sinks.get(step.path) if map.kernel.startswith(_LAST_KERNELS) else None)
     return unfitted
 
 
@@ -82,6 +84,8 @@ def _changed(before: ChannelIds, after: Weights) -> tuple[list[str], list[str]]:
     fitting, others = [], []
     for path, layer in before.layers.items():
         maps = linear_maps(layer, before.calls[path].node)
+        # Attention that cannot be followed has no weight on record, and loses nothing.
+        maps = [map for map in maps if (path, map.kernel) in before.weights]
         shapes = {map.kernel: (map.shape, after[path, map.kernel].shape) for map in maps}
         if any(shapes[map.kernel][0][map.reads] != shapes[map.kernel][1][map.reads] for map in maps):
             fitting.append(path)
@@ -113,6 +117,8 @@ def _surviving_outputs(before: ChannelIds, after: Weights, path: str, map: Linea
 
 def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:
     weights, offset = map.matrix(), map.offset()
+    if sink is not None and sink.moving_mean.shape != (offset.size,):
+        sink = None  # what a transposed convolution gives is still to be added up
     shifts = map.bias is not None or sink is not None
     if how == "least_squares":
         xx, xy = sums.centred() if shifts else sums.raw()
@@ -129,22 +135,33 @@ def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:
 
 
 def _bias_sinks(model: Any) -> dict[str, Any]:
-    """For layers without a bias the batch normalisation that alone reads them: its mean can take the bias."""
+    """For layers without an activation the batch normalisation that alone reads them: its mean can take the bias."""
     found: dict[str, Any] = {}
     _sinks(functional_graph(model), "", found)
     return found
 
 
 def _sinks(graph: Any, prefix: str, found: dict[str, Any]) -> None:
-    readers: dict[int, list[Any]] = {}
+    # In all calls of both the one must feed the other and nothing else, or others would see the shift.
+    makers: dict[int, Any] = {}
+    reads: dict[Any, set[Any]] = {}
+    read_by: dict[Any, set[Any]] = {}
     for node in nodes(graph):
         if is_nested(node.operation):
             _sinks(functional_graph(node.operation), f"{prefix}{node.operation.name}/", found)
         for tensor in node.input_tensors:
-            readers.setdefault(id(tensor), []).append(node.operation)
+            reads.setdefault(node.operation, set()).add(makers[id(tensor)])
+            read_by.setdefault(makers[id(tensor)], set()).add(node.operation)
+        makers.update((id(tensor), node.operation) for tensor in node.output_tensors)
     for tensor in graph.outputs:
-        readers.setdefault(id(tensor), []).append(None)
-    for node in nodes(graph):
-        reading = [reader for tensor in node.output_tensors for reader in readers.get(id(tensor), [])]
-        if len(reading) == 1 and isinstance(reading[0], keras.layers.BatchNormalization):
-            found[prefix + node.operation.name] = reading[0]
+        read_by.setdefault(makers[id(tensor)], set()).add(None)
+    for operation, readers in read_by.items():
+        (norm, *others) = readers
+        if others or not isinstance(norm, keras.layers.BatchNormalization) or reads[norm] != {operation}:
+            continue
+        if getattr(operation, "activation", None) in (None, keras.activations.linear) and _is_over_the_last_axis(norm):
+            found[prefix + operation.name] = norm
+
+
+def _is_over_the_last_axis(norm: Any) -> bool:
+    return bool(norm.axis in (-1, len(norm.input.shape) - 1))

@@ -241,3 +241,12 @@ def test_a_reshape_that_spreads_channels_over_axes_ties_whole_slices():
     model = chain(layers.Conv2D(8, 1, name="a"), layers.Reshape((36, 2, 4)), layers.Dense(3, name="mix"))
     (group,) = [group for group in channel_groups(model) if "a" in group.layers]
     assert group.size == 4
+
+
+def test_attention_with_a_gate_is_refused():
+    inputs = keras.Input((5, 6))
+    x = layers.Dense(8, name="a")(inputs)
+    x = layers.MultiHeadAttention(2, 4, use_gate=True, name="gated")(x, x)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Dense(8)(x))))
+    for name in ("a", "gated"):
+        assert reason(model, name) == "MultiHeadAttention 'gated' has a gate"

@@ -1,0 +1,259 @@
+import math
+from operator import attrgetter
+
+import keras
+import numpy as np
+import pytest
+from architectures import randomise
+
+from mobileprune.channel_groups import ChannelGraph
+from mobileprune.linear import linear_maps
+
+layers, ops = keras.layers, keras.ops
+
+
+def built(layer, *shapes, **arguments):
+    """A layer with random weights, Keras' record of its call on fresh inputs, and inputs for it."""
+    tensors = [keras.Input(shape) for shape in shapes]
+    randomise(keras.Model(tensors, layer(*tensors, **arguments)))
+    generator = np.random.default_rng(1)
+    inputs = [ops.convert_to_tensor(generator.normal(size=(3, *shape)).astype("float32")) for shape in shapes]
+    return layer, layer._inbound_nodes[-1], inputs
+
+
+CONVOLUTIONS = {
+    "1x1": (layers.Conv2D(6, 1), (5, 6, 4)),
+    "3x3": (layers.Conv2D(6, 3), (5, 6, 4)),
+    "same": (layers.Conv2D(6, 3, padding="same"), (5, 6, 4)),
+    "oblong": (layers.Conv2D(6, (1, 3), padding="same"), (5, 6, 4)),
+    "strides": (layers.Conv2D(6, 3, strides=2, padding="same"), (8, 7, 4)),
+    "1x1 strides": (layers.Conv2D(6, 1, strides=(2, 3)), (8, 7, 4)),
+    "1x1 strides same": (layers.Conv2D(6, 1, strides=2, padding="same"), (8, 7, 4)),
+    "2x2 strides same": (layers.Conv2D(6, 2, strides=3, padding="same"), (8, 7, 4)),
+    "dilation": (layers.Conv2D(6, 3, dilation_rate=2, padding="same"), (8, 7, 4)),
+    "dilation valid": (layers.Conv2D(6, (3, 2), dilation_rate=(2, 3)), (8, 7, 4)),
+    "no bias": (layers.Conv2D(6, 3, use_bias=False), (5, 6, 4)),
+    "groups": (layers.Conv2D(6, 3, groups=2), (5, 6, 4)),
+    "groups 1x1": (layers.Conv2D(9, 1, groups=3), (5, 6, 6)),
+    "1d": (layers.Conv1D(6, 3), (9, 4)),
+    "1d same strides": (layers.Conv1D(6, 4, strides=2, padding="same"), (9, 4)),
+    "1d dilation groups": (layers.Conv1D(6, 3, dilation_rate=3, groups=2, padding="same"), (9, 4)),
+    "1d of size one": (layers.Conv1D(6, 1, strides=2), (9, 4)),
+    "separable": (layers.SeparableConv2D(6, 3, depth_multiplier=2, padding="same"), (6, 6, 4)),
+    "separable strides": (layers.SeparableConv2D(6, 3, strides=2, use_bias=False), (7, 7, 4)),
+    "separable dilation": (layers.SeparableConv2D(6, 3, dilation_rate=2), (7, 7, 4)),
+    "separable 1d": (layers.SeparableConv1D(6, 3, strides=2, depth_multiplier=2), (9, 4)),
+    "dense": (layers.Dense(5), (4,)),
+    "dense of rank 3": (layers.Dense(5), (3, 4)),
+    "dense of rank 4": (layers.Dense(5, use_bias=False), (2, 3, 4)),
+}
+
+
+def close(found, wanted):
+    """Whether rows of (groups, outputs) are the layer's own outputs at all positions."""
+    found, wanted = np.asarray(found), np.asarray(wanted)
+    return found.size == wanted.size and np.allclose(found.reshape(wanted.shape), wanted, 1e-4, 1e-5)
+
+
+def test_close_notices_an_error_and_a_missing_row():
+    values = np.arange(12.0).reshape(2, 2, 3)
+    assert close(values.reshape(4, 1, 3), values)
+    assert not close(values.reshape(4, 1, 3) + 0.01, values)
+    assert not close(values[:1].reshape(2, 1, 3), values)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_map_gives_what_its_layer_gives(name):
+    layer, shape = CONVOLUTIONS[name]
+    layer, node, inputs = built(type(layer).from_config(layer.get_config()), shape)
+    (map,) = linear_maps(layer, node)
+    assert close(map.apply(inputs), layer(*inputs))
+    assert map.matrix().shape == (map.groups, map.rows(inputs).shape[-1], map.offset().shape[-1])
+
+
+def test_a_map_stops_before_the_activation():
+    layer, node, inputs = built(layers.Conv2D(6, 3, activation="relu"), (5, 6, 4))
+    (map,) = linear_maps(layer, node)
+    assert close(ops.relu(map.apply(inputs)), layer(*inputs))
+    assert float(ops.min(map.apply(inputs))) < -0.1
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Conv2DTranspose(5, 3, strides=3), (4, 4, 6)),
+        (layers.Conv2DTranspose(5, (2, 1), strides=(2, 1)), (4, 4, 6)),
+        (layers.Conv1DTranspose(5, 2, strides=2), (7, 6)),
+    ],
+    ids=["square", "oblong", "1d"],
+)
+def test_a_transposed_convolution_without_overlaps_is_its_map_rearranged(layer, shape):
+    layer, node, inputs = built(layer, shape)
+    (map,) = linear_maps(layer, node)
+    assert map.bias is None
+    rank, kernel = len(shape) - 1, layer.kernel_size
+    found = np.asarray(map.apply(inputs)).reshape(3, *shape[:-1], *kernel, 5)
+    order = [0, *(axis for pair in range(rank) for axis in (1 + pair, 1 + rank + pair)), 2 * rank + 1]
+    whole = found.transpose(order).reshape(3, *(a * b for a, b in zip(shape, kernel, strict=False)), 5)
+    np.testing.assert_allclose(whole + layer.bias, layer(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def attention(**config):
+    return layers.MultiHeadAttention(**{"num_heads": 2, "key_dim": 3, **config})
+
+
+ATTENTIONS = {
+    "self": (attention(), [(5, 4)], lambda x: (x, x), {}),
+    "cross": (attention(value_dim=5), [(5, 4), (7, 6)], lambda q, v: (q, v), {}),
+    "key of its own": (attention(), [(5, 4), (7, 6), (7, 3)], lambda q, v, k: (q, v, k), {}),
+    "key is the query": (attention(), [(5, 4), (5, 6)], lambda q, v: (q, v, q), {}),
+    "no bias": (attention(use_bias=False), [(5, 4), (7, 6)], lambda q, v: (q, v), {}),
+    "another width": (attention(output_shape=9, dropout=0.5), [(5, 4)], lambda x: (x, x), {}),
+    "causal": (attention(), [(5, 4)], lambda x: (x, x), {"use_causal_mask": True}),
+    "scores": (attention(), [(5, 4)], lambda x: (x, x), {"return_attention_scores": True}),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_the_four_maps_of_attention(name):
+    layer, shapes, arrange, arguments = ATTENTIONS[name]
+    layer = type(layer).from_config(layer.get_config())
+    tensors = [keras.Input(shape) for shape in shapes]
+    randomise(keras.Model(tensors, layer(*arrange(*tensors), **arguments)))
+    node = layer._inbound_nodes[-1]
+    inputs = [np.random.default_rng(i).normal(size=(2, *shape)).astype("float32") for i, shape in enumerate(shapes)]
+    known = {id(tensor): ops.convert_to_tensor(array) for tensor, array in zip(tensors, inputs, strict=True)}
+    given = [known[id(tensor)] for tensor in node.input_tensors]
+    query, value, *key = [known[id(tensor)] for tensor in arrange(*tensors)]
+    maps = {map.kernel.partition("_")[0]: map for map in linear_maps(layer, node)}
+    assert list(maps) == ["query", "key", "value", "output"]
+    assert close(maps["query"].apply(given), layer.query_dense(query))
+    assert close(maps["value"].apply(given), layer.value_dense(value))
+    assert close(maps["key"].apply(given), layer.key_dense(*(key or [value])))
+    assert close(maps["output"].apply(given), keras.tree.flatten(layer(query, value, *key, **arguments))[0])
+
+
+@pytest.mark.parametrize("name", [*CONVOLUTIONS, "transposed", "attention"])
+def test_writing_back_what_was_read_changes_nothing_and_other_values_arrive(name):
+    extra = {"transposed": (layers.Conv2DTranspose(5, 3), (4, 4, 6)), "attention": (attention(value_dim=5), (5, 4))}
+    layer, shape = {**CONVOLUTIONS, **extra}[name]
+    layer = type(layer).from_config(layer.get_config())
+    tensor = keras.Input(shape)
+    randomise(keras.Model(tensor, layer(tensor, tensor) if name == "attention" else layer(tensor)))
+    before = layer.get_weights()
+    for map in linear_maps(layer, layer._inbound_nodes[-1]):
+        map.assign(map.matrix(), map.offset())
+        for old, new in zip(before, layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(old, new)
+        generator = np.random.default_rng(0)
+        matrix, offset = generator.normal(size=map.matrix().shape), generator.normal(size=map.offset().shape)
+        map.assign(matrix, offset)
+        np.testing.assert_allclose(map.matrix(), matrix, rtol=1e-6)
+        np.testing.assert_allclose(map.offset(), offset if map.bias else 0 * offset, rtol=1e-6)
+        assert (map.bias is None) == (name == "transposed" or getattr(layer, "use_bias", True) is False)
+        layer.set_weights(before)
+
+
+def test_by_column_by_hand():
+    layer, node, _ = built(layers.Conv2D(6, (1, 2)), (5, 6, 3))
+    (map,) = linear_maps(layer, node)
+    assert map.by_column(np.array([7, 8, 9])).tolist() == [7, 8, 9, 7, 8, 9]
+    layer, node, _ = built(layers.Conv2D(6, 2, groups=2), (5, 6, 4))
+    (map,) = linear_maps(layer, node)
+    assert map.by_column(np.array([7, 8])).tolist() == [7, 8] * 4
+    layer, node, _ = built(layers.Conv2DTranspose(6, 2), (5, 6, 4))
+    (map,) = linear_maps(layer, node)
+    assert map.by_column(np.array([3, 1, 2, 9])).tolist() == [3, 1, 2, 9]
+
+
+def test_columns_of_attention_by_hand():
+    inputs = keras.Input((5, 4))
+    layer = attention(value_dim=2)
+    layer(inputs, inputs)
+    *readers, output = linear_maps(layer, layer._inbound_nodes[-1])
+    assert [map.by_column(np.arange(4)).tolist() for map in readers] == [[0, 1, 2, 3]] * 3
+    assert output.by_column(np.array([5, 8])).tolist() == [5, 5, 8, 8]
+    assert [map.outputs_of(np.array([1])).tolist() for map in readers] == [[3, 4, 5], [3, 4, 5], [2, 3]]
+    assert output.outputs_of(np.array([3, 0])).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (layers.Dense(5), (4,), [4, 1]),
+        (layers.Conv2D(6, 3), (5, 5, 4), [4, 1]),
+        (layers.Conv2D(6, 1, groups=2), (5, 5, 4), [4, 1]),
+        (layers.Conv2DTranspose(5, (1, 2)), (4, 4, 3), [4, 1, 9, 6]),
+    ],
+    ids=["dense", "conv", "groups", "transposed"],
+)
+def test_outputs_of_by_hand(layer, shape, expected):
+    layer, node, inputs = built(layer, shape)
+    (map,) = linear_maps(layer, node)
+    assert map.outputs_of(np.array([4, 1])).tolist() == expected
+    whole = np.asarray(map.apply(inputs)).reshape(-1, math.prod(map.offset().shape))
+    kept = attrgetter(map.kernel)(layer)
+    kept.assign(
+        np.asarray(kept)
+        * np.isin(np.arange(map.shape[map.makes]), [4, 1]).reshape(
+            [-1 if axis == map.makes else 1 for axis in range(len(map.shape))]
+        )
+    )
+    changed = np.asarray(map.apply(inputs)).reshape(whole.shape)
+    np.testing.assert_array_equal(np.flatnonzero((whole == changed).all(0)), sorted(expected))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (layers.Conv1D(6, 3, padding="causal"), (9, 4)),
+        (layers.DepthwiseConv2D(3), (5, 5, 4)),
+        (layers.Conv2D(4, 3, groups=4), (5, 5, 4)),
+        (layers.Conv2D(6, 1, data_format="channels_first"), (4, 5, 5)),
+        (layers.Conv3D(6, 1), (5, 5, 5, 4)),
+        (layers.BatchNormalization(), (4,)),
+        (layers.EinsumDense("ab,bc->ac", 5), (4,)),
+    ],
+)
+def test_layers_that_cannot_be_fitted_have_no_maps(layer, shape):
+    inputs = keras.Input(shape)
+    layer(inputs)
+    assert linear_maps(layer, layer._inbound_nodes[-1]) == []
+
+
+def test_dense_layers_with_other_weights_than_their_kernel_have_no_maps():
+    layer, node, _ = built(layers.Dense(5), (4,))
+    layer.enable_lora(2)
+    assert linear_maps(layer, node) == []
+    layer, node, _ = built(layers.Dense(5), (4,))
+    layer.quantize("int8")
+    assert linear_maps(layer, node) == []
+
+
+def test_attention_masked_by_a_tensor_has_no_maps():
+    inputs, mask = keras.Input((5, 4)), keras.Input((5, 5), dtype="bool")
+    layer = attention()
+    layer(inputs, inputs, attention_mask=mask)
+    assert linear_maps(layer, layer._inbound_nodes[-1]) == []
+    assert linear_maps(*built(attention(use_gate=True), (5, 4), (5, 4))[:2]) == []
+
+
+def test_attention_masked_by_what_an_embedding_says_has_no_maps():
+    words = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(words)
+    layer = attention()
+    layer(x, x)
+    assert linear_maps(layer, layer._inbound_nodes[-1]) == []
+
+
+def test_rows_of_a_map_follow_its_ids():
+    """Columns whose ids are removed are the columns that channels of the input fill."""
+    inputs = keras.Input((5, 5, 4))
+    layer = layers.Conv2D(6, 3, name="reader")
+    ids = ChannelGraph(keras.Model(inputs, layer(layers.Conv2D(4, 1, name="a")(inputs)))).ids
+    (map,) = linear_maps(layer, layer._inbound_nodes[-1])
+    columns = map.by_column(ids.weights["reader", "kernel"].axes[map.reads])
+    image = np.zeros((1, 5, 5, 4), "float32")
+    image[..., 2] = 1
+    filled = np.asarray(map.rows([ops.convert_to_tensor(image)])).any((0, 1))
+    np.testing.assert_array_equal(filled, columns == ids.outputs["a"][2])
