@@ -41,8 +41,13 @@ def define_calibration() -> None:
     )
 
 
-def define_pruning() -> None:
-    """Flags that say which channels go, and how what they gave is made up for."""
+def define_pruning(importance: str | None = None, compensate: str | None = None) -> None:
+    """Flags that say which channels go, and how what they gave is made up for.
+
+    Args:
+        importance: the default; what suits the images that there are if None.
+        compensate: likewise.
+    """
     flags.DEFINE_float("macs", None, "Multiply-accumulates kept: a share, or a number above 1. Default: 0.5.", 0)
     flags.DEFINE_float("params", None, "The same for the parameters. Give one target only.", 0)
     flags.DEFINE_float("file_bytes", None, "The same for the bytes of the file in --file_recipe.", 0)
@@ -51,9 +56,9 @@ def define_pruning() -> None:
     flags.DEFINE_list("channels", None, "Channels that layers keep, by wildcard pattern: stem:24,block_*_expand:96.")
     flags.DEFINE_string(
         "importance",
-        None,
-        "How channels are ranked: l1, l2, batch_norm_scale, fpgm, taylor, obs or random. Default: obs, which looks at "
-        "images; l2 without any.",
+        importance,
+        "How channels are ranked: l1, l2, batch_norm_scale, fpgm, taylor, obs or random; taylor and obs look at images."
+        + ("" if importance else " Default: obs, without images l2."),
     )
     flags.DEFINE_string("normalise", "sum", "How scores become comparable: sum, mean, max, gaussian or none.")
     flags.DEFINE_enum(
@@ -69,9 +74,10 @@ def define_pruning() -> None:
     flags.DEFINE_list("prune_only", [], "Wildcard patterns of the only layers that may lose channels.")
     flags.DEFINE_enum(
         "compensate",
-        None,
+        compensate,
         ["none", "mean", "least_squares"],
-        "How layers that lost inputs make up for them. Default: least_squares, which looks at images; none without.",
+        "How layers make up for the inputs that they lost; mean and least_squares look at images."
+        + ("" if compensate else " Default: least_squares, without images none."),
     )
 
 
