@@ -1,24 +1,26 @@
 """`mobileprune VERB …`: single steps from the shell; whole jobs are in `pipelines/`."""
 
-import dataclasses
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from rich.table import Table
 
 import mobileprune as mp
+from mobileprune import options
 from mobileprune.console import exit_code, make_console, parse_flags
-from mobileprune.errors import SettingsError
+from mobileprune.errors import SettingsError, known_names
 from mobileprune.tflite_graph import read_graph
 
 FLAGS = flags.FLAGS
 _USAGE = """mobileprune VERB … takes single steps:
 
-  mobileprune inspect MODEL.keras              layers, channel groups, MACs, zeros; and why channels stay
+  mobileprune inspect MODEL.keras              layers, MACs, zeros, channel groups; and why channels stay
   mobileprune inspect FILE.tflite              ops, inputs, outputs, zeros
-  mobileprune prune MODEL.keras --macs=0.5 --out=SMALLER.keras [--plan=PLAN.json]
+  mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
   mobileprune report RUN_FOLDER                report.md and report.html anew from manifest.json
@@ -32,23 +34,50 @@ def _inspect(arguments: Sequence[str]) -> None:
         _inspect_tflite(Path(path))
         return
     model = mp.load_model(path)
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("layer", "left"), ("kind", "left"), *((each, "right") for each in _COUNTS)):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for layer in mp.layer_facts(model):
-        counts = (layer.channels, layer.macs, layer.params)
-        table.add_row(layer.name, layer.kind, *(f"{count:,}" for count in counts), f"{layer.sparsity:.0%}")
-    facts = mp.model_facts(model)
     console = make_console(120)
-    console.print(table)
-    console.print(f"{facts.macs:,} MACs, {facts.params:,} parameters, {facts.sparsity:.1%} zeros\n")
-    for group in mp.channel_groups(model):
-        layers = ", ".join(group.layers)
-        stays = f": stays whole, {group.frozen}" if group.frozen else ""
-        console.print(f"group {group.name}: {group.size} channels of {layers}{stays}")
+    rows = [
+        (each.name, each.kind, f"{each.channels:,}", f"{each.macs:,}", f"{each.params:,}", f"{each.sparsity:.0%}")
+        for each in mp.layer_facts(model)
+    ]
+    console.print(_table(("layer", "kind", "channels", "MACs", "parameters", "zeros"), rows, right=(2, 3, 4, 5)))
+    facts = mp.model_facts(model)
+    console.print(f"{facts.macs:,} MACs, {facts.params:,} parameters, {facts.sparsity:.1%} zeros")
+    _inspect_groups(console, _plain(model))
 
 
-_COUNTS = ("channels", "MACs", "parameters", "zeros")
+def _inspect_groups(console: Any, model: Any) -> None:
+    """Which channels can go, how far that leads, and why the others stay."""
+    from mobileprune.channel_groups import channel_groups
+
+    groups = channel_groups(model)
+    free = [group for group in groups if group.frozen is None]
+    console.print("\nChannels that can be pruned, a group at a time:" if free else "\nNo channels can be pruned.")
+    if free:
+        rows = [
+            (
+                group.name,
+                f"{group.size:,}",
+                known_names(group.layers, 6),
+                f"not exact: {group.inexact}" * bool(group.inexact),
+            )
+            for group in free
+        ]
+        console.print(_table(("group", "units", "layers", ""), rows, right=(1,)))
+        floor = mp.pruning_floor(model)
+        console.print(
+            f"With the limits as they are by default they can go down to {floor.macs:,} MACs or {floor.params:,} "
+            "parameters."
+        )
+        if any(group.inexact for group in free):
+            console.print("Not exact: losing a channel changes what the others become, so fine-tune or compensate.")
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        if group.frozen:
+            reasons[group.frozen].append(f"{group.name} ({group.size:,})")
+    if reasons:
+        console.print("\nChannels that stay whole:")
+    for reason, names in reasons.items():
+        console.print(f"  {reason}: {known_names(names, 12)}")
 
 
 def _inspect_tflite(path: Path) -> None:
@@ -64,33 +93,37 @@ def _inspect_tflite(path: Path) -> None:
 
 
 def _prune(arguments: Sequence[str]) -> None:
-    model = mp.load_model(_one(arguments, "a .keras or .h5 file"))
-    if FLAGS.plan:
-        plan = mp.PruningPlan.load(FLAGS.plan)
-    else:
-        plan = mp.plan_channels(
-            model,
-            macs=FLAGS.macs,
-            importance=FLAGS.importance,
-            scope=FLAGS.scope,
-            round_to=FLAGS.round_to,
-            keep=FLAGS.keep,
-        )
+    path = _one(arguments, "a .keras or .h5 file")
     out = Path(FLAGS.out)
     if out.suffix != ".keras":
         raise SettingsError(f"--out={out} must end in .keras.")
-    mp.save_checkpoint(mp.prune_channels(model, plan), out)
+    for flag, looks in (("importance", ("obs", "taylor")), ("compensate", ("mean", "least_squares"))):
+        if FLAGS[flag].value in looks and not FLAGS.images:
+            raise SettingsError(f"--{flag}={FLAGS[flag].value} looks at images. Add --images=FOLDER.")
+    made = mp.PruningPlan.load(FLAGS.plan) if FLAGS.plan else None
+    model = measured = _plain(mp.load_model(path))
+    images = None
+    if FLAGS.images:
+        contract = _contract(path, model)
+        # Only to know what a channel costs: sizes that the model leaves open stay open.
+        measured = mp.with_fixed_input(model, contract)
+        if made is None:
+            options.check(measured)
+        images = options.pruning_images(_images(contract).calibration.images(FLAGS.calibration_images))
+    plan = made or options.plan(measured, images)
+    smaller = options.prune(model, plan, images)
+    mp.save_checkpoint(smaller, out)
     plan.save(out.with_suffix(".plan.json"))
-    print(f"{plan.macs:,} of {plan.macs_before:,} MACs and {plan.params:,} of {plan.params_before:,} parameters left.")
+    how = f"ranked by {plan.importance}, compensation: {options.compensation(images is not None)}"
+    print(f"Channels {how}, " + ("no images." if images is None else f"on {len(images)} images."))
+    left = mp.cost_of_plan(measured, plan)
+    print(f"{left.macs:,} of {plan.macs_before:,} MACs and {left.params:,} of {plan.params_before:,} parameters left.")
     print(f"Wrote {out} and {out.with_suffix('.plan.json')}. Fine-tune it: nothing has been trained.")
 
 
 def _prune_flags() -> None:
-    flags.DEFINE_float("macs", 0.5, "Share of the multiply-accumulates kept.")
-    flags.DEFINE_string("importance", "l2", "How channels are ranked: l1, l2, batch_norm_scale or random.")
-    flags.DEFINE_enum("scope", "global", ["global", "local"], "Rank all channels together, or cut all groups alike.")
-    flags.DEFINE_integer("round_to", 8, "Channel counts are multiples of this.", lower_bound=1)
-    flags.DEFINE_list("keep", [], "Wildcard patterns of layers that keep all channels.")
+    options.define_pruning()
+    _image_flags("A folder of images without labels, for obs, taylor and compensation.")
     flags.DEFINE_string("plan", None, "A plan made before, in the place of a new one.")
     flags.DEFINE_string("out", None, "The .keras file to write; the plan goes beside it.", required=True)
 
@@ -98,16 +131,10 @@ def _prune_flags() -> None:
 def _convert(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras or .h5 file")
     model = mp.load_model(path)
-    contract = mp.input_contract(path, mp.Preprocess(FLAGS.image_size, FLAGS.image_size, fit=FLAGS.fit), model=model)
-    own = {"mean": FLAGS.input_mean, "std": FLAGS.input_std}
-    contract = dataclasses.replace(contract, **{name: (value,) for name, value in own.items() if value is not None})
+    contract = _contract(path, model)
     model = mp.with_fixed_input(model, contract)
-    images = mp.load_images(FLAGS.images, contract, ()) if FLAGS.images else None
+    images = _images(contract) if FLAGS.images else None
     calibration = images.calibration.images(FLAGS.calibration_images) if images else None
-    if images:
-        print(
-            f"Images become {contract.shape} {contract.color}, (x - {contract.mean}) / {contract.std}, {contract.fit}."
-        )
     for variant in mp.convert(model, FLAGS.recipes, calibration, mp.short_name(path)):
         checked = "not verified: no --images"
         if images:
@@ -120,13 +147,28 @@ def _convert(arguments: Sequence[str]) -> None:
 
 def _convert_flags() -> None:
     flags.DEFINE_list("recipes", ["float32", "float16", "dynamic_int8"], "How files are made; int8 needs --images.")
-    flags.DEFINE_string("images", None, "A folder of images for calibration and verification.")
-    flags.DEFINE_integer("calibration_images", 256, "At most so many of them.", lower_bound=2)
-    flags.DEFINE_integer("image_size", 224, "Height and width, for models that leave them open.", lower_bound=8)
-    flags.DEFINE_enum("fit", "crop", ["crop", "stretch"], "How an image of another shape fits.")
-    flags.DEFINE_float("input_mean", None, "Subtracted from 0..255. Default: 0 if the model rescales, else 127.5.")
-    flags.DEFINE_float("input_std", None, "Divides them. Default: 1 if it rescales, else 127.5.", lower_bound=1e-6)
+    _image_flags("A folder of images for calibration and verification.")
     flags.DEFINE_string("out", ".", "The folder to write to.")
+
+
+def _image_flags(what_for: str) -> None:
+    flags.DEFINE_string("images", None, what_for)
+    flags.DEFINE_integer("image_size", 224, "Height and width, for models that leave them open.", lower_bound=8)
+    options.define_calibration()
+    options.define_input()
+
+
+def _contract(path: str, model: Any) -> mp.Preprocess:
+    """What the model wants its images to be."""
+    default = mp.Preprocess(FLAGS.image_size, FLAGS.image_size, fit=FLAGS.fit or "crop")
+    return options.contract(mp.input_contract(path, default, model=model))
+
+
+def _images(contract: mp.Preprocess) -> mp.Dataset:
+    """The images in --images, said what becomes of them."""
+    found = mp.load_images(FLAGS.images, contract, ())
+    print(f"Images become {contract.shape} {contract.color}, (x - {contract.mean}) / {contract.std}, {contract.fit}.")
+    return found
 
 
 def _benchmark(arguments: Sequence[str]) -> None:
@@ -185,7 +227,10 @@ def main() -> None:
         print(f"error: unknown verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
     work, define = VERBS[verb]
+    others = set(FLAGS)
     define()
+    for name in set(FLAGS) - others:  # so that --help lists them wherever they were defined
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[name])
 
     def run(arguments: list[str]) -> int:
         def step() -> int:
@@ -197,6 +242,23 @@ def main() -> None:
 
     sys.modules["__main__"].__doc__ = _USAGE
     app.run(run, [f"mobileprune {verb}", *sys.argv[2:]], flags_parser=parse_flags)
+
+
+def _plain(model: Any) -> Any:
+    """The model without sparsity wrappers."""
+    from mobileprune.inspect import plain  # it loads Keras, for which `--help` should not wait
+
+    return plain(model)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> Table:
+    """A plain table with the columns in `right` to the right."""
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _one(arguments: Sequence[str], what: str) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.graph import inline_nested
+from mobileprune.graph import inline_nested, is_nested, leaves
 from mobileprune.masks import zero_fraction
+from mobileprune.models import check_readable
 from mobileprune.sparsify import PRUNABLE, PruneLowMagnitude, sparsity, strip_pruning
 
 
@@ -22,7 +23,7 @@ class ModelFacts:
 
 @dataclasses.dataclass(frozen=True)
 class LayerFacts:
-    """The same of one layer, with the channels that it creates (0 if none)."""
+    """The same of one layer, with the channels that it creates (0 if none); in nested models its path."""
 
     name: str
     kind: str
@@ -45,14 +46,14 @@ def model_facts(model: Any) -> ModelFacts:
         >>> model_facts(keras.applications.MobileNetV2(weights=None)).macs      # doctest: +SKIP
         300774272
     """
-    graph = ChannelGraph(_plain(model))
+    graph = ChannelGraph(plain(model))
     cost = graph.cost(graph.everything())
     return ModelFacts(cost.macs, cost.params, sparsity(model))
 
 
 def layer_facts(model: Any) -> list[LayerFacts]:
     """One entry for each layer with weights, in the order of the graph, read like `model_facts` reads them."""
-    ids = ChannelGraph(_plain(model)).ids
+    ids = ChannelGraph(plain(model)).ids
     macs: dict[str, int] = {}
     for weight in ids.weights.values():
         macs[weight.layer] = macs.get(weight.layer, 0) + weight.positions * int(np.prod(weight.shape))
@@ -66,11 +67,17 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             sparsity=zero_fraction([np.asarray(getattr(layer, kernel)) for kernel in PRUNABLE.get(type(layer), ())]),
         )
         for name, layer in ids.layers.items()
-        if layer.weights
+        if layer.weights and not is_nested(layer)
     ]
 
 
-def _plain(model: Any) -> Any:
-    """The model without wrappers and nesting: the channel ids know neither, and would count no MACs inside them."""
-    wrapped = any(isinstance(layer, PruneLowMagnitude) for layer in model.layers)
-    return inline_nested(strip_pruning(model) if wrapped else model)
+def plain(model: Any) -> Any:
+    """The model without sparsity wrappers; the channel ids do not know them and would count no MACs inside.
+
+    Raises:
+        ModelError: the model, or one nested in it, is subclassed or not built.
+    """
+    check_readable(model)
+    if not any(isinstance(layer, PruneLowMagnitude) for _, layer in leaves(model)):
+        return model
+    return strip_pruning(inline_nested(model))

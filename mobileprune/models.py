@@ -2,8 +2,10 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import ModelError, known_names
-from mobileprune.graph import check_finite, functional_graph, inline_nested
+from mobileprune.graph import check_finite, functional_graph, inline_nested, is_nested, leaves
 from mobileprune.records import Preprocess
 from mobileprune.sparsify import PruneLowMagnitude  # its import also registers it, for files with wrapped layers
 
@@ -90,12 +92,13 @@ def short_name(name: str) -> str:
 
 
 def load_model(path: str | Path) -> Any:
-    """A model from a `.keras` or `.h5` file, uncompiled, with nested models joined into one graph.
+    """A model from a `.keras` or `.h5` file, uncompiled.
 
     Loaded with `safe_mode`: no code from the file runs.
 
     Raises:
-        ModelError: the file is missing, corrupt, subclassed, or needs code that mobileprune does not have.
+        ModelError: the file is missing, corrupt, needs code that mobileprune does not have, or the model or one nested
+            in it is subclassed.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,11 +106,40 @@ def load_model(path: str | Path) -> Any:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
+        subclassed = _subclassed(path)
+        if subclassed:
+            raise ModelError(
+                f"The model in {path} is of a class of its own, {subclassed}, so its layers' connections cannot be "
+                "read. Where that class is defined, save keras.Model(inputs, model.call(inputs)) with "
+                "inputs = keras.Input(shape) in its place."
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"Cannot load {path}: {type(error).__name__}: {reason}") from error
-    functional_graph(model)
+    check_readable(model)
     check_finite(model)
-    return inline_nested(model)
+    return model
+
+
+def check_readable(model: Any) -> None:
+    """Refuses a model whose graph, or that of a model nested in it, cannot be read.
+
+    Raises:
+        ModelError: it is subclassed, or a Sequential model without an input shape.
+    """
+    functional_graph(model)
+    for _, layer in leaves(model):
+        if isinstance(layer, keras.Model):
+            functional_graph(layer)
+
+
+def _subclassed(path: Path) -> str | None:
+    """The class of the model in a `.keras` file when it is neither functional nor Sequential."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        return None if "layers" in config["config"] else str(config["class_name"])
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def input_contract(name: str, default: Preprocess, weights: str | None = None, model: Any = None) -> Preprocess:
@@ -127,7 +159,7 @@ def input_contract(name: str, default: Preprocess, weights: str | None = None, m
         own = dataclasses.replace(
             default, height=height or default.height, width=width or default.width, color=_color(channels)
         )
-        first = [type(layer) for layer in model.layers[:3]]
+        first = [type(layer) for _, layer in leaves(model) if not isinstance(layer, layers.InputLayer)][:3]
         inside = layers.Rescaling in first or layers.Normalization in first
         return dataclasses.replace(own, mean=(0.0,), std=(1.0,)) if inside else own
     if name == DEFAULT_MODEL:
@@ -160,7 +192,8 @@ def build_model(name: str, contract: Preprocess, classes: int, weights: str | No
     if weights and (model is not None or name == DEFAULT_MODEL):
         raise ModelError(f"There are no published weights {weights!r} for {name!r}; only for keras.applications names.")
     if model is not None:
-        return with_head(with_fixed_input(model, contract), classes)
+        # Joined into one graph: a head is cut off from it, and sparsity wraps its layers.
+        return with_head(with_fixed_input(inline_nested(model), contract), classes)
     if name == DEFAULT_MODEL:
         return mobilenet_small(contract.shape, classes)
     found = _applications().get(name)
@@ -215,16 +248,17 @@ def with_fixed_input(model: Any, contract: Preprocess) -> Any:
 
 def gives_probabilities(model: Any, output: int = 0) -> bool:
     """Whether one of the model's outputs is probabilities (it ends in a softmax) rather than logits."""
-    layer = functional_graph(model).outputs[output]._keras_history.operation
+    layer = output_layer(model, output)
     if isinstance(layer, PruneLowMagnitude):
         layer = layer.layer
     name = getattr(getattr(layer, "activation", None), "__name__", "")
     return isinstance(layer, layers.Softmax) or name in {"softmax", "sigmoid"}
 
 
-def output_layer(model: Any) -> Any:
-    """The layer whose output is the model's."""
-    return functional_graph(model).outputs[0]._keras_history.operation
+def output_layer(model: Any, output: int = 0) -> Any:
+    """The layer whose output is the model's; inside a nested model when that comes last."""
+    operation, _, index = functional_graph(model).outputs[output]._keras_history
+    return output_layer(operation, index) if is_nested(operation) else operation
 
 
 def output_count(model: Any) -> int:

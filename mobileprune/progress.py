@@ -92,7 +92,8 @@ def describe(stage: Stage) -> str:
     if stage.macs is not None:
         facts.append(f"{stage.macs / 1e6:.3g} M MACs")
     if stage.params is not None:
-        facts.append(f"{stage.params / 1e3:.3g} k parameters")
+        millions = stage.params >= 999_500
+        facts.append(f"{stage.params / (1e6 if millions else 1e3):.3g} {'M' if millions else 'k'} parameters")
     if stage.sparsity:
         facts.append(f"{stage.sparsity:.1%} zeros")
     return ", ".join(facts)

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import SparsityError, known_names
-from mobileprune.graph import clone, same_layer
+from mobileprune.graph import clone, inline_nested, same_layer
 from mobileprune.masks import magnitude_mask, zero_fraction
 from mobileprune.schedules import PolynomialDecay, PruningSchedule, schedule_from_config
 
@@ -134,7 +134,8 @@ def prune_low_magnitude(to_prune: Any, pruning_schedule: Schedules | None = None
     """Wraps a layer, or every layer with kernels of a model, so that training makes it sparse.
 
     Args:
-        to_prune: an unbuilt layer, or a built Sequential or functional model (left as it is).
+        to_prune: an unbuilt layer, or a built Sequential or functional model (left as it is). Models nested in it are
+            joined into one graph.
         pruning_schedule: one schedule, or a mapping from wildcard patterns of layer names to schedules (None leaves
             the layer dense; the first pattern that matches counts; layers that none matches stay dense). By default a
             decay from 50% to 80% over 1,000 steps.
@@ -269,10 +270,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
 
 def _wrap(model: Any, schedule_for: Callable[[str], PruningSchedule | None], nested: bool, skip_none: bool) -> Any:
-    if any(isinstance(layer, (PruneLowMagnitude, keras.Model)) for layer in model.layers):
-        raise SparsityError(
-            f"{model.name!r} holds wrapped layers or nested models: strip_pruning or inline_nested it first."
-        )
+    model = inline_nested(model)
+    if any(isinstance(layer, PruneLowMagnitude) for layer in model.layers):
+        raise SparsityError(f"{model.name!r} holds wrapped layers already: strip_pruning it first.")
     pairs = []
 
     def wrapped(layer: Any) -> Any:

@@ -17,6 +17,10 @@ from mobileprune.errors import DatasetError, ModelError, OutputError
 from mobileprune.files import read_json, write_json
 from mobileprune.models import gives_probabilities
 
+# Keras keeps the outputs of all layers until a call ends: images of so many values at once, 13 of 224×224×3.
+_VALUES_AT_ONCE = 2**21
+_LEAST_BATCH = 8
+
 OnEpoch = Callable[[int, dict[str, float]], None]
 OnBatch = Callable[[int], None]
 
@@ -147,7 +151,7 @@ def recalibrate(
     Args:
         model: any Keras model; its moving means and variances are replaced.
         images: float32, N×H×W×C, already normalised as the model wants them.
-        batch_size: images in one estimate.
+        batch_size: images in one estimate; of large images fewer, for the memory's sake.
         judge: how good a model is, larger is better; the old statistics come back unless the new ones score higher.
 
     Returns:
@@ -157,6 +161,7 @@ def recalibrate(
     kept = [(layer.momentum, layer.trainable) for layer in norms]
     before = [layer.get_weights() for layer in norms]
     score = judge(model) if judge else None
+    batch_size = min(batch_size, max(_LEAST_BATCH, _VALUES_AT_ONCE // max(1, images[0].size)))
     batches = _chunks(images, batch_size)
     if len(batches) > 1 and len(batches[-1]) < batch_size // 2:
         batches.pop()  # a small last batch would count as much as a full one

@@ -5,6 +5,8 @@ from typing import Any
 import shared_flags
 from absl import flags
 
+from mobileprune import options
+
 FLAGS = flags.FLAGS
 PRESETS: dict[str, dict[str, Any]] = {
     # Under a minute: does everything work? Its figures mean nothing.
@@ -40,7 +42,7 @@ def define() -> None:
     flags.DEFINE_integer(
         "image_size", None, "Height and width in pixels. Default: the model's or data's.", lower_bound=8
     )
-    shared_flags.define_input()
+    options.define_input()
     flags.DEFINE_integer("limit_images", None, "Use at most so many images of each split.", lower_bound=16)
 
     flags.DEFINE_integer("train_epochs", None, "Training of the base; 0 takes it as it is. By preset.", lower_bound=0)
@@ -53,7 +55,7 @@ def define() -> None:
     flags.DEFINE_float(
         "sparsity", 0.8, "Share of zeros in s80 and c50_s80; names follow.", lower_bound=0.01, upper_bound=0.99
     )
-    shared_flags.define_pruning(macs=0.5)
+    options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 
     shared_flags.define_export()

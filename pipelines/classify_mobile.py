@@ -24,6 +24,7 @@ import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
+from mobileprune import options
 from mobileprune.console import parse_flags
 from mobileprune.errors import SettingsError
 
@@ -39,8 +40,8 @@ def classify() -> mp.Manifest:
     first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
-    shared_flags.plan(base)  # a target that cannot be met is an error now, not after the training
-    s80, c50 = f"s{100 * FLAGS.sparsity:.0f}", f"c{100 * FLAGS.macs:.0f}"  # by default; the names follow the flags
+    options.check(base)  # a target that cannot be met is an error now, not after the training
+    s80, c50 = f"s{100 * FLAGS.sparsity:.0f}", options.cut_name()  # by default; the names follow the flags
     both = f"{c50}_{s80}"
     run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
 
@@ -65,7 +66,8 @@ def classify() -> mp.Manifest:
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
-        return mp.recalibrate(mp.prune_channels(model, shared_flags.plan(model, FLAGS.seed)), images)
+        some = options.pruning_images(images)
+        return mp.recalibrate(options.prune(model, options.plan(model, some, FLAGS.seed), some), images)
 
     def narrow(models: dict[str, Any]) -> Any:
         mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
@@ -94,7 +96,7 @@ def load() -> tuple[mp.Dataset, Any]:
     """The data, and a model for it: not trained yet, or from a file."""
     natural = mp.default_preprocess(FLAGS.dataset, FLAGS.image_size, FLAGS.fit)
     given = mp.load_model(FLAGS.model) if mp.is_model_file(FLAGS.model) else None
-    contract = shared_flags.contract(mp.input_contract(FLAGS.model, natural, FLAGS.weights, given))
+    contract = options.contract(mp.input_contract(FLAGS.model, natural, FLAGS.weights, given))
     if FLAGS.image_size and FLAGS.image_size not in (contract.height, contract.width):
         raise SettingsError(f"{FLAGS.model} takes {contract.height}×{contract.width} images; leave out --image_size.")
     if FLAGS.max_drop is not None and "float32" not in FLAGS.recipes:
@@ -152,6 +154,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     classify_flags.define()
-    for module in (classify_flags, shared_flags):
+    for module in (classify_flags, shared_flags, options):
         flags.adopt_module_key_flags(module)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)

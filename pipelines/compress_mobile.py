@@ -3,9 +3,11 @@
   python pipelines/compress_mobile.py --model=my.keras --images=path/to/photos
   python pipelines/compress_mobile.py --model=my.keras --images=path/to/photos --input_mean=127 --input_std=128
 
-Two models come out: `base`, and the same with channels removed until `--macs` of its multiply-accumulates are left and
-its batch-norm statistics measured anew where that helps. Each is written in every recipe, verified against its Keras
-model and timed on this machine; in the place of accuracy stands how often a file gives the unpruned model's class.
+Two models come out: `base`, and `c50`, the same with half of its multiply-accumulates (`--macs`; `--params`, `--ratio`
+and others name other targets). Channels go by what the images say the others can stand in for (`--importance=obs`), the
+layers that read them are fitted anew (`--compensate=least_squares`), and batch-norm statistics are measured anew where
+that helps. Each model is written in every recipe, verified against its Keras model and timed on this machine; in the
+place of accuracy stands how often a file gives the unpruned model's class.
 
 Exit codes: 0 done; 2 bad input, one line says what.
 """
@@ -21,6 +23,7 @@ import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
+from mobileprune import options
 from mobileprune.console import parse_flags
 
 FLAGS = flags.FLAGS
@@ -34,30 +37,36 @@ def define_flags() -> None:
     flags.DEFINE_string("out_dir", None, "Where the run is written. Default: tflite_models/<images>_<model>.")
     flags.DEFINE_bool("overwrite", False, "Start again where the folder holds another run.")
     flags.DEFINE_bool("strict", False, "Refuse unreadable images instead of skipping them.")
-    shared_flags.define_input()
-    shared_flags.define_pruning(macs=0.9)
+    options.define_input()
+    options.define_pruning()
     shared_flags.define_export()
 
 
 def compress() -> mp.Manifest:
     """The whole job; every stage is a function of the library, and `run` keeps what is finished."""
     model, dataset = load()
-    name = f"c{round(100 * FLAGS.macs)}"
+    name = options.cut_name()
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
-    plan = shared_flags.plan(model)
-    run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 50, **export_stages.STEPS}, FLAGS.overwrite)
+    options.check(model)
+    run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 250, **export_stages.STEPS}, FLAGS.overwrite)
 
-    def cut() -> Any:
+    def cut(task: mp.Task) -> Any:
+        some = options.pruning_images(images)
+        task.note(f"ranked by {options.importance()} on {len(some)} images")
+        plan = options.plan(model, some)
+        task.note(f"compensation: {options.compensation()}")
+        smaller = options.prune(model, plan, some)
+        task.note("batch-norm statistics")
         seen = dataset.validation.images(FLAGS.calibration_images)
-        return mp.recalibrate(mp.prune_channels(model, plan), images, judge=lambda cut: mp.agreement(model, cut, seen))
+        return mp.recalibrate(smaller, images, judge=lambda found: mp.agreement(model, found, seen))
 
     def measure(found: Any) -> dict[str, Any]:
         return dataclasses.asdict(mp.model_facts(found))
 
     with run.progress:
         models = {"base": run.model("base", lambda task: model, measure)}
-        models[name] = run.model(name, lambda task: cut(), measure)
+        models[name] = run.model(name, cut, measure)
         return export_stages.export(
             run, models, dataset, shared_flags.export_settings("compress_mobile.py", labelled=False)
         )
@@ -67,7 +76,7 @@ def load() -> tuple[Any, mp.Dataset]:
     """The model as it is, and images as it wants them."""
     model = mp.load_model(FLAGS.model)
     natural = mp.Preprocess(224, 224, fit=FLAGS.fit or "crop")
-    contract = shared_flags.contract(mp.input_contract(FLAGS.model, natural, model=model))
+    contract = options.contract(mp.input_contract(FLAGS.model, natural, model=model))
     model = mp.with_fixed_input(model, contract)
     return model, mp.load_images(FLAGS.images, contract, labels(mp.output_count(model)), strict=FLAGS.strict)
 
@@ -96,5 +105,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    flags.adopt_module_key_flags(shared_flags)  # so that --help lists them
+    for module in (shared_flags, options):
+        flags.adopt_module_key_flags(module)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)

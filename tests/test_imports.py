@@ -31,6 +31,7 @@ LAYERS = (
     {"plan"},
     {"surgery", "run"},
     {"prune"},
+    {"options"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.

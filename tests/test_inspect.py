@@ -105,7 +105,19 @@ def test_a_nested_model_counts_like_the_flat_one():
     assert facts.macs == 16 * 24 + 128 * 4
     assert facts.params == model.count_params()
     assert facts.sparsity == 21 / (24 + 128 * 4)
-    assert [row.name for row in layer_facts(model)] == ["inner", "head"]
+    assert [row.name for row in layer_facts(model)] == ["base/inner", "head"]
+    assert sum(row.params for row in layer_facts(model)) == facts.params
+
+
+def test_a_layer_that_is_wrapped_inside_a_nested_model_counts_like_a_plain_one():
+    def model(wrap):
+        conv = wrap(layers.Conv2D(8, 1, name="inner"))
+        base = keras.Sequential([keras.Input((4, 4, 3)), conv], name="base")
+        return keras.Sequential([keras.Input((4, 4, 3)), base, layers.Flatten(), layers.Dense(4, name="head")])
+
+    wrapped = model(lambda layer: prune_low_magnitude(layer, ConstantSparsity(0.5, 0)))
+    facts = model_facts(model(lambda layer: layer))
+    assert (model_facts(wrapped).macs, model_facts(wrapped).params) == (facts.macs, facts.params)
 
 
 def test_models_that_cannot_be_read_are_refused():

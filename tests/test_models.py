@@ -15,6 +15,7 @@ from mobileprune.models import (
     load_model,
     mobilenet_small,
     model_names,
+    output_layer,
     short_name,
     with_head,
 )
@@ -215,15 +216,73 @@ def test_a_subclassed_model_is_refused(tmp_path):
         load_model(saved(model, tmp_path))
 
 
-def test_a_nested_base_becomes_part_of_the_graph(tmp_path):
+def nested(head=None):
+    """A backbone inside a model; `head` is a layer or a model."""
     inputs = keras.Input((16, 16, 3), name="outer_image")
     first = small()
     base = keras.Model(first.input, first.get_layer("head").input, name="base")
-    model = keras.Model(inputs, layers.Dense(3, name="new_head")(base(inputs)), name="outer")
+    return keras.Model(inputs, (head or layers.Dense(3, name="new_head"))(base(inputs)), name="outer")
+
+
+def test_a_nested_base_stays_nested_and_joins_the_graph_when_built(tmp_path):
+    model = nested()
     loaded = load_model(saved(model, tmp_path))
-    assert not [layer for layer in loaded.layers if isinstance(layer, keras.Model)]
-    assert {"conv", "norm", "new_head"} <= {layer.name for layer in loaded.layers}
-    np.testing.assert_allclose(loaded(images(model)), model(images(model)), rtol=1e-6, atol=1e-7)
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    built = build_model("outer.keras", Preprocess(16, 16), 3, model=loaded)
+    assert not [layer for layer in built.layers if isinstance(layer, keras.Model)]
+    assert {"conv", "norm", "new_head"} <= {layer.name for layer in built.layers}
+    for other in (loaded, built):
+        np.testing.assert_allclose(other(images(model)), model(images(model)), rtol=1e-6, atol=1e-7)
+
+
+def test_nested_models_whose_layers_share_names_are_loaded(tmp_path):
+    def part(name):
+        return keras.Sequential([keras.Input((4,)), layers.Dense(4, name="dense")], name=name)
+
+    model = keras.Sequential([keras.Input((4,)), part("left"), part("right")])
+    loaded = load_model(saved(model, tmp_path))
+    given = np.ones((2, 4), np.float32)
+    np.testing.assert_array_equal(loaded(given), model(given))
+    with pytest.raises(ModelError, match="cannot be joined"):
+        build_model("twins.keras", Preprocess(2, 2), 4, model=two_images(loaded))
+
+
+def two_images(model):
+    inputs = keras.Input((2, 2, 1))
+    return keras.Model(inputs, model(layers.Flatten()(inputs)))
+
+
+@pytest.mark.parametrize("activation", [None, "softmax"])
+def test_a_nested_head_is_looked_into(activation):
+    dense = layers.Dense(3, activation=activation, name="new_head")
+    model = nested(keras.Sequential([layers.Dropout(0.1), dense], name="head_model"))
+    assert output_layer(model) is dense
+    assert gives_probabilities(model) is (activation == "softmax")
+    outer = keras.Sequential([keras.Input((16, 16, 3)), model])
+    assert output_layer(outer) is dense
+
+
+def test_a_nested_backbone_that_rescales_gets_pixels():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))
+    base = keras.Sequential([keras.Input((16, 16, 3)), keras.Model(inputs, x, name="inner"), layers.Dense(2)])
+    contract = input_contract("x.keras", Preprocess(16, 16), model=base)
+    assert (contract.mean, contract.std) == ((0.0,), (1.0,))
+
+
+def test_a_model_with_a_subclassed_one_inside_is_refused(tmp_path):
+    @keras.saving.register_keras_serializable("test_models")
+    class Inner(keras.Model):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(2)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = keras.Sequential([keras.Input((4,)), Inner(name="mine")])
+    with pytest.raises(ModelError, match=r"'mine' \(Inner\) is subclassed"):
+        load_model(saved(model, tmp_path))
 
 
 def test_a_fitting_head_is_kept():

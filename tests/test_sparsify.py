@@ -97,13 +97,20 @@ def test_a_model_with_nothing_to_prune_is_refused():
             wrap(plain)
 
 
-def test_wrapped_and_nested_models_are_refused():
+def test_wrapped_models_are_refused():
     wrapped = prune_low_magnitude(dense(), HALF)
+    for wrap in (prune_low_magnitude, hold_zeros):
+        with pytest.raises(SparsityError, match="strip_pruning it first"):
+            wrap(wrapped)
+
+
+def test_nested_models_are_joined_and_wrapped():
     nested = keras.Sequential([keras.Input((6,)), dense()], name="outer")
-    for model in (wrapped, nested):
-        for wrap in (prune_low_magnitude, hold_zeros):
-            with pytest.raises(SparsityError, match="strip_pruning or inline_nested it first"):
-                wrap(model)
+    inputs = np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    for wrapped in (prune_low_magnitude(nested, HALF), hold_zeros(nested)):
+        assert any(isinstance(layer, PruneLowMagnitude) for layer in wrapped.layers)
+        assert not any(isinstance(layer, keras.Model) for layer in wrapped.layers)
+        np.testing.assert_array_equal(wrapped(inputs), nested(inputs))
 
 
 def test_models_without_a_graph_are_refused():

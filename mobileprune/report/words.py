@@ -50,7 +50,9 @@ def comparison_with_control(manifest: Manifest) -> str:
 
     The difference of two accuracies on the same n images is called one only beyond two standard errors.
     """
-    cut = next((entry.model for entry in manifest.variants if re.fullmatch(r"c\d+", entry.model)), "c50")
+    # The name follows the target: c50, params40, channels, ….
+    others = re.compile(r"base|control|(.*_)?s\d+")
+    cut = next((entry.model for entry in manifest.variants if not others.fullmatch(entry.model)), "c50")
     pruned, control = manifest.variant(cut, "float32"), manifest.variant("control", "float32")
     if pruned is None or control is None or pruned.accuracy is None or control.accuracy is None:
         return ""

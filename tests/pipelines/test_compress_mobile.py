@@ -45,8 +45,9 @@ def test_an_unlabelled_run_ships_verified_files_with_their_agreement(job):
     manifest = json.loads((out / "manifest.json").read_text())
     by_name = {(entry["model"], entry["recipe"]): entry for entry in manifest["variants"]}
     assert by_name["base", "float32"]["agreement"] == 1.0
-    assert ("c90", "float32") in by_name
-    assert by_name["c90", "float32"]["macs"] <= 0.9 * by_name["base", "float32"]["macs"]
+    assert ("c50", "float32") in by_name
+    assert by_name["c50", "float32"]["macs"] <= 0.5 * by_name["base", "float32"]["macs"]
+    assert by_name["c50", "float32"]["agreement"] > 0.5
     for entry in manifest["variants"]:
         content = (out / entry["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
