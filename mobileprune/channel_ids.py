@@ -439,7 +439,7 @@ def _occurrence(ids: np.ndarray) -> np.ndarray:
 
 def _stored(array: Ids, shape: tuple[int, ...]) -> Ids:
     """The array as a view of its few different entries."""
-    return np.broadcast_to(np.ascontiguousarray(compact(array)), np.broadcast_shapes(array.shape, shape))
+    return np.broadcast_to(np.array(compact(array)), np.broadcast_shapes(array.shape, shape))
 
 
 def _known_shape(tensor: Any) -> tuple[int, ...]:

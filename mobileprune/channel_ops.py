@@ -197,4 +197,4 @@ def moved(call: Call, fill: Any) -> list[np.ndarray]:
 
 
 def _ids_tensor(ids: Ids) -> Any:
-    return keras.ops.convert_to_tensor(np.ascontiguousarray(ids), "int64")
+    return keras.ops.convert_to_tensor(np.array(ids), "int64")

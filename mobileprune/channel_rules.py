@@ -181,7 +181,7 @@ def _attention(ids: ChannelIds, call: Call) -> list[Ids]:
     tensors = [ids.channels(array) for array in read]
     if any(array.ndim != 3 for array in read) or any(channels is None for channels in tensors):
         return ids.refuse(call, f"MultiHeadAttention {call.path!r} attends over more than one axis")
-    if getattr(layer, "use_gate", False):
+    if layer.get_config().get("use_gate"):
         return ids.refuse(call, f"MultiHeadAttention {call.path!r} has a gate")
     heads = ids.create(call, layer.num_heads, "heads")
     made = ids.create(call, call.output_shapes[0][-1])

@@ -83,17 +83,16 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
     if len(axes) != 1:
         raise PlanError(f"What survives the plan cannot be selected by {call.path!r}: keep what precedes it.")
     axis = axes[0]
+    if _own_axis(call.operation, array.ndim) not in (None, axis):
+        return call.operation(*args, **kwargs)
     position = np.arange(array.shape[axis]).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
     places = np.cumsum(kept[axis]) - 1
-    picked, whole = [], True
+    picked = []
     for selected in moved(call, lambda ids: _tensor(np.broadcast_to(position, ids.shape))):
         old = _vector(selected)
-        whole = whole and np.array_equal(old, position.ravel())
         picked.append(places[old[kept[axis][old]]])
     tensor = args[0]
     kind, operation = type(call.operation).__name__, call.operation
-    if kind not in ("GetItem", "Slice") and whole:
-        return operation(*args, **kwargs)  # it selects along another axis
     if kind == "GetItem":
         key = _key_with_all(args[1], axis, array.ndim)
         return type(operation)(name=operation.name)(_pick(tensor, picked[0], axis, operation.name), key)
@@ -104,6 +103,13 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
         return made(_pick(tensor, picked[0], axis, operation.name), tuple(start))
     names = [operation.name] if len(picked) == 1 else [f"{operation.name}_{index}" for index in range(len(picked))]
     return [_pick(tensor, places, axis, name) for name, places in zip(names, picked, strict=True)]
+
+
+def _own_axis(operation: Any, rank: int) -> int | None:
+    """The axis along which an op selects; None for those that name an entry for each axis."""
+    fixed = {"Hsplit": 1 if rank > 1 else 0, "Vsplit": 0, "Dsplit": 2}
+    axis = fixed.get(type(operation).__name__, getattr(operation, "axis", None))
+    return None if axis is None else int(axis) % rank
 
 
 def _pick(tensor: Any, places: np.ndarray, axis: int, name: str) -> Any:
