@@ -84,9 +84,11 @@ class _Tape:
         self._waiting.append(node)
 
     def forget(self, node: Any) -> None:
-        """Says that a call has been made by somebody else."""
+        """Says that a call is made by somebody else."""
         for key in {id(tensor) for tensor in node.input_tensors}:
             self._readers[key] -= 1
+            if self._readers[key] <= 0:
+                del self.tensors[key]
 
     def catch_up(self) -> None:
         """Makes all calls that wait and forgets what nobody reads any more."""
@@ -121,9 +123,10 @@ def _play(graph: Any, tensors: dict[int, list[Any]], prefix: str) -> Iterator[St
             inner = functional_graph(node.operation)
             read = [tensors[id(tensor)] for tensor in node.input_tensors]
             inside = {id(tensor): batches for tensor, batches in zip(inner.inputs, read, strict=True)}
+            del read
+            tape.forget(node)
             yield from _play(inner, inside, f"{path}/")
             tensors.update((id(t), inside[id(i)]) for t, i in zip(node.output_tensors, inner.outputs, strict=True))
-            tape.forget(node)
         else:
             yield Step(path, node, tape)
             tape.add(node)

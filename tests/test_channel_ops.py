@@ -162,9 +162,8 @@ def test_what_a_reduction_over_channels_gives_is_no_channel():
     assert found.ravel().tolist() == [-1]
 
 
-@pytest.mark.parametrize("axis", [1, 2, (1, 2)])
-def test_a_softmax_over_space_is_exact(axis):
-    found, ids = read(lambda x: ops.softmax(x, axis=axis))
+def test_a_softmax_over_space_is_exact():
+    found, ids = read(lambda x: ops.softmax(ops.softmax(x, axis=1), axis=(1, -2)))
     assert ids.mixed() == {}
     assert found.ravel().tolist() == list(range(8))
 
@@ -222,10 +221,8 @@ def test_flatten_and_transpose_move_channels_with_their_axis():
 
 
 def test_constants_that_a_move_joins_to_channels_freeze_them():
-    assert (
-        "joins constants to channels"
-        in group(mapped(lambda x: ops.concatenate([x, np.ones((1, 6, 6, 2), "float32")], axis=-1))).frozen
-    )
+    model = mapped(lambda x: ops.concatenate([x, np.ones((1, 6, 6, 2), "float32")], axis=-1))
+    assert "joins constants to channels" in group(model).frozen
 
 
 def test_a_selection_needs_one_survivor_of_what_it_selects():

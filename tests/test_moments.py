@@ -149,6 +149,16 @@ def test_rows_are_a_sample_of_the_whole_batch_and_the_seed_chooses(monkeypatch):
     np.testing.assert_allclose(found[0].y, map.matrix()[0] * found[0].x + map.offset() * 100, rtol=1e-3)
 
 
+def test_no_row_is_taken_twice(monkeypatch):
+    map = map_of(layers.Dense(1), (1,))
+    inputs = [[ops.convert_to_tensor(np.arange(100, dtype="float32")[:, None])]]
+    monkeypatch.setattr(moments, "_LEAST_ROWS", 99)
+    found = measure(map, inputs, map, inputs)
+    left_out = sum(range(100)) - float(found.x[0, 0])
+    assert left_out in range(100)
+    assert float(found.xx[0, 0, 0]) == sum(number**2 for number in range(100)) - left_out**2
+
+
 def test_a_wide_matrix_gets_a_larger_budget(monkeypatch):
     monkeypatch.setattr(moments, "_LEAST_ROWS", 10)
     for width in (1, 4):

@@ -169,6 +169,14 @@ def test_outputs_of_a_nested_model_outlive_it_and_what_is_inside_does_not():
     assert not step.path.startswith("backbone/")
 
 
+def test_tensors_between_nested_models_are_forgotten():
+    blocks = [keras.Sequential([keras.Input((4,)), layers.Dense(4)], name=f"block_{number}") for number in range(6)]
+    model = keras.Sequential([keras.Input((4,)), *blocks, layers.Dense(4, name="last")])
+    held = {step.path: len(step._tape.tensors) for step in play(model, np.ones((3, 4)))}
+    assert len(held) == 7
+    assert set(held.values()) == {1}
+
+
 def test_integers_stay_integers():
     inputs = keras.Input((4,), dtype="int32")
     model = keras.Model(inputs, layers.Dense(1)(layers.Flatten()(layers.Embedding(9, 3, name="embed")(inputs))))

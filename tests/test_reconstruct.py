@@ -264,6 +264,23 @@ def test_layers_are_fitted_on_what_those_before_them_have_become():
     assert ((found - wanted) ** 2).mean() < 1.05 * errors[0]
 
 
+def test_without_a_bias_the_fit_is_the_best_that_needs_none():
+    """Centred moments would forget the means, which only the survivors' weights can carry here."""
+    model = randomise(behind(*READERS["dense"]))
+    inputs = model.inputs[0]
+    reader = layers.Dense(6, use_bias=False, name="reader")
+    model = randomise(ending(inputs, reader(model.get_layer("a").output)), seed=3)
+    model.get_layer("a").bias.assign(np.linspace(2, 4, 8))
+    images = images_for(model)
+    _, fitted, _, _ = outcome(model, removing(model), images=images)
+    read = np.asarray(keras.Model(fitted.inputs[0], fitted.get_layer("a").output)(images[0]))
+    wanted, found = (
+        np.asarray(keras.Model(m.inputs[0], m.get_layer("reader").output)(images[0])) for m in (model, fitted)
+    )
+    least = ((read @ np.linalg.lstsq(read, wanted, rcond=None)[0] - wanted) ** 2).mean()
+    assert ((found - wanted) ** 2).mean() < 1.05 * least
+
+
 def test_the_original_stays_bit_for_bit():
     model = behind(*READERS["3x3"])
     before, images = model.get_weights(), images_for(model)
