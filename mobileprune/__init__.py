@@ -25,7 +25,7 @@ _HOMES = {
     "plan": ("PruningPlan", "cost_of_plan", "plan_channels", "pruning_floor"),
     "ranking": ("Ranking",),
     "prune": ("narrower", "prune_channels"),
-    "channel_ids": ("register_channels",),
+    "channel_calls": ("register_channels",),
     "inspect": ("layer_facts", "model_facts"),
     "convert": ("convert", "to_float_flatbuffer"),
     "recipes": ("check_recipes",),

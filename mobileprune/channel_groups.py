@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from mobileprune import channel_ops, channel_rules  # noqa: F401  (registers the rules)
-from mobileprune.channel_ids import ChannelIds, Ids, Weight
+from mobileprune.channel_calls import Ids, Weight
+from mobileprune.channel_ids import ChannelIds
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import CONSTANT, Call, ChannelIds, Ids, compact, register_channels, rule_for_ops
+from mobileprune.channel_calls import CONSTANT, Call, Ids, compact, register_channels, rule_for_ops
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.errors import ModelError
 from mobileprune.graph import is_channels_last
 

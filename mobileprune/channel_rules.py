@@ -9,7 +9,8 @@ import math
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import Call, ChannelIds, Ids, register_channels
+from mobileprune.channel_calls import Call, Ids, register_channels
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.graph import is_channels_last
 
 layers = keras.layers

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from mobileprune.channel_calls import Weight
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.channel_ids import Weight
 from mobileprune.errors import PlanError, known_names
 
 # Bytes of one entry of a kernel; biases have 4 whatever the recipe.

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from mobileprune.channel_calls import Weight
 from mobileprune.channel_groups import ChannelGraph, ChannelGroup
-from mobileprune.channel_ids import Weight
 from mobileprune.elimination import backward_elimination
 from mobileprune.errors import PlanError, known_names
 from mobileprune.gradients import loss_gradients

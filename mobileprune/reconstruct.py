@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import ChannelIds, Weight, places
+from mobileprune.channel_calls import Weight, places
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.graph import functional_graph, is_nested, nodes
 from mobileprune.linear import LinearMap, linear_maps
 from mobileprune.moments import Moments, measure

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobileprune.channel_ids import Call, Ids, compact
+from mobileprune.channel_calls import Call, Ids, compact
 from mobileprune.channel_ops import SELECTIONS, moved
 from mobileprune.errors import PlanError
 

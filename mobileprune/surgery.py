@@ -11,8 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from mobileprune.channel_calls import Weight, places
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.channel_ids import ChannelIds, Weight, places
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.errors import ModelError, PlanError
 from mobileprune.graph import is_nested, leaves, rebuild
 from mobileprune.plan import PruningPlan, removed_roots

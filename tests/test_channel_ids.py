@@ -4,7 +4,8 @@ import pytest
 from architectures import ARCHITECTURES
 
 from mobileprune import channel_ops, channel_rules  # noqa: F401  (registers the rules)
-from mobileprune.channel_ids import RULES, ChannelIds, compact, register_channels
+from mobileprune.channel_calls import RULES, register_channels
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.errors import ModelError
 
 layers = keras.layers
@@ -117,13 +118,6 @@ def test_nothing_of_the_model_is_changed():
     assert model.get_config() == config
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
-
-
-def test_compact_cuts_constant_axes_only():
-    view = np.broadcast_to(np.array([1, 2, 3]), (4, 5, 3))
-    assert compact(view).tolist() == [[[1, 2, 3]]]
-    np.testing.assert_array_equal(compact(np.array([[1, 2], [2, 1]])), [[1, 2], [2, 1]])
-    assert compact(np.ascontiguousarray(view)).shape == (1, 1, 3)
 
 
 def test_channels_lie_along_the_asked_axis_or_none_do():

@@ -2,8 +2,9 @@ import keras
 import numpy as np
 import pytest
 
+from mobileprune.channel_calls import CONSTANT, compact
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.channel_ids import CONSTANT, ChannelIds, compact
+from mobileprune.channel_ids import ChannelIds
 from mobileprune.channel_ops import moved
 from mobileprune.errors import ModelError
 from mobileprune.plan import plan_channels

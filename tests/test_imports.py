@@ -15,7 +15,7 @@ LAYERS = (
     {
         "preprocess",
         "sparsify",
-        "channel_ids",
+        "channel_calls",
         "recommend",
         "recipes",
         "evaluate",
@@ -23,8 +23,9 @@ LAYERS = (
         "benchmark.host",
         "console",
     },
-    {"image_folder", "channel_ops", "channel_rules", "convert", "benchmark", "progress", "report.words", "models"},
-    {"splits", "channel_groups", "gradients", "moments", "report.markdown", "datasets.make_fashion_mnist"},
+    {"image_folder", "channel_ids", "convert", "benchmark", "progress", "report.words", "models"},
+    {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
+    {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
     {"importance", "train", "manifest"},
     {"allocation"},
@@ -42,7 +43,7 @@ ALLOWED = {
     "keras": {
         *(
             "graph",
-            "channel_ids",
+            *("channel_calls", "channel_ids"),
             "channel_rules",
             "channel_ops",
             "channel_groups",
