@@ -18,6 +18,8 @@ BASE = Stage("base", 61.2, accuracy=0.8851, macs=5_951_744, params=212_298, spar
     [
         (BASE, "61 s, validation accuracy 88.5%, 5.95 M MACs, 212 k parameters"),
         (Stage("s80", 9.6, accuracy=0.0, sparsity=0.8), "10 s, validation accuracy 0.0%, 80.0% zeros"),
+        (Stage("c50", 48.0, macs=193_000_000, params=4_694_024), "48 s, 193 M MACs, 4.69 M parameters"),
+        (Stage("c50", 48.0, macs=193_000_000, params=999_900), "48 s, 193 M MACs, 1 M parameters"),
         (Stage("convert", 0.2), "0 s"),
     ],
 )

@@ -268,6 +268,15 @@ def test_recalibration_leaves_a_small_last_batch_out():
     np.testing.assert_array_equal(one.get_layer("norm").moving_mean, other.get_layer("norm").moving_mean)
 
 
+def test_recalibration_takes_fewer_large_images_at_once():
+    norm = layers.BatchNormalization(name="norm")
+    model = keras.Sequential([keras.Input((512, 512, 1)), layers.AveragePooling2D(512), norm])
+    images = np.zeros((20, 512, 512, 1), np.float32)
+    images[16:] = 3.0
+    recalibrate(model, images)  # in batches of 8, 8 and 4, which count alike
+    np.testing.assert_allclose(norm.moving_mean, [1.0], rtol=1e-6)
+
+
 def test_recalibration_changes_statistics_and_nothing_else():
     model = network()
     norm = model.get_layer("norm")

@@ -51,6 +51,13 @@ def test_pruning_that_wins_is_said_to_win():
     )
 
 
+@pytest.mark.parametrize("name", ["c30", "params40", "file_bytes200000", "ratio30", "channels"])
+def test_the_pruned_network_is_found_whatever_target_it_is_named_after(name):
+    models = {"base": 0.9, "s80": 0.5, f"{name}_s80": 0.5, name: 0.9, "control": 0.1}
+    entries = [variant(model, "float32", accuracy=accuracy) for model, accuracy in models.items()]
+    assert f"{name} 90.0%, control 10.0%" in comparison_with_control(manifest(*entries))
+
+
 def test_a_control_that_wins_is_said_to_win():
     sentence = compared(0.86, 0.90, 5000)
     assert sentence.startswith("**The narrower network wins:** it beats the pruned one")
