@@ -35,6 +35,7 @@ class ChannelIds:
         layers: the layers that were walked, by path; those of nested models too.
         calls: the first call of every operation, by path.
         sizes: for surgery, (layer path, configuration entry) -> ids whose survivors it counts.
+        open_sizes: whether the model's inputs leave sizes open other than the batch; they count as 1.
         needed: sets of ids of which one at least must survive, each with the reader that would else have no input.
 
     Raises:
@@ -55,7 +56,7 @@ class ChannelIds:
         self._whole: dict[str, str] = {}
         self._reshaped: list[Ids] = []
         graph = functional_graph(model)
-        self._open = any(None in tensor.shape[1:] for tensor in graph.inputs)
+        self.open_sizes = any(None in tensor.shape[1:] for tensor in graph.inputs)
         for tensor, array in zip(graph.outputs, self._walk(graph, None, ""), strict=True):
             self.freeze(array, f"model output {tensor._keras_history.operation.name!r}")
         self._settle_shapes()
@@ -252,7 +253,7 @@ class ChannelIds:
 
     def _shapes(self, node: Any, inputs: list[Ids]) -> list[tuple[int, ...]]:
         """Shapes at batch 1 of what a call writes; sizes that the model leaves open are 1."""
-        if not self._open and any(None in tensor.shape[1:] for tensor in node.output_tensors):
+        if not self.open_sizes and any(None in tensor.shape[1:] for tensor in node.output_tensors):
             # A nested model that leaves sizes open is called on known ones.
             known = zip(node.input_tensors, inputs, strict=True)
             specs = {id(tensor): keras.KerasTensor(array.shape, tensor.dtype) for tensor, array in known}

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from mobileprune.channel_calls import CONSTANT, Call, Ids, compact, register_channels, rule_for_ops
 from mobileprune.channel_ids import ChannelIds
@@ -128,7 +129,9 @@ def _over_an_axis(ids: ChannelIds, call: Call) -> list[Ids]:
 def _move(ids: ChannelIds, call: Call) -> list[Ids]:
     if call.has_constants:
         return ids.refuse(call, f"{call.path!r} joins constants to channels")
-    found = moved(call, _ids_tensor)
+    found = _moved_ids(ids, call)
+    if found is None:
+        return _refused_open(ids, call)
     for array in found:
         ids.keep_rectangular(array)
     return found
@@ -160,7 +163,9 @@ def _selection(ids: ChannelIds, call: Call) -> list[Ids]:
         ids.unify(small.take([0], call.operation.axis), small)
     if getattr(call.operation, "axis", 0) is None:
         return ids.refuse(call, f"{call.path!r} selects from all axes as if they were one")
-    found = moved(call, _ids_tensor)
+    found = _moved_ids(ids, call)
+    if found is None:
+        return _refused_open(ids, call)
     for part in found:
         ids.keep_rectangular(part)
         if np.unique(compact(part)).size < np.unique(compact(array)).size:
@@ -195,6 +200,21 @@ def moved(call: Call, fill: Any) -> list[np.ndarray]:
         if not fits:
             raise ModelError(f"{call.path!r} gives shape {array.shape} where its model says {known}.")
     return found
+
+
+def _moved_ids(ids: ChannelIds, call: Call) -> list[Ids] | None:
+    """The call run on the ids; None where it needs sizes that the model leaves open."""
+    if not ids.open_sizes:
+        return moved(call, _ids_tensor)
+    try:
+        found = moved(call, _ids_tensor)
+    except (ModelError, ValueError, tf.errors.InvalidArgumentError):
+        return None  # the sizes that stand for open ones do not suit it
+    return None if any(array.size == 0 for array in found) else found
+
+
+def _refused_open(ids: ChannelIds, call: Call) -> list[Ids]:
+    return ids.refuse(call, f"{call.path!r} needs sizes that the model leaves open: build it with fixed ones")
 
 
 def _ids_tensor(ids: Ids) -> Any:

@@ -109,7 +109,14 @@ class _Rebuilder:
             config[entry] = size
         if isinstance(old, keras.layers.Reshape):
             config["target_shape"] = surviving_shape(self._ids.calls[path], self._alive, (None, *old.target_shape))[1:]
-        return type(old).from_config(config)
+        if isinstance(old, keras.layers.Lambda):
+            return old  # without weights, and its function cannot be made anew from a configuration safely
+        try:
+            return type(old).from_config(config)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"{type(old).__name__} {path!r} cannot be made anew from its get_config(): {error}"
+            ) from error
 
     def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(node.operation, keras.Layer):

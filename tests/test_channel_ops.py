@@ -298,3 +298,16 @@ def test_a_call_that_does_not_give_the_shape_its_model_says_is_reported():
     ids = ChannelIds(keras.Model(inputs, Liar(name="liar")(inputs)))
     with pytest.raises(ModelError, match=r"'liar' gives shape \(1, 2\) where its model says \(None, 5\)"):
         moved(ids.calls["liar"], lambda array: ops.convert_to_tensor(array))
+
+
+@pytest.mark.parametrize(
+    "crop", [lambda x: x[:, 1:, 1:, :], lambda x: keras.ops.reshape(x, (-1, 4, 4, 8))], ids=["slice", "reshape"]
+)
+def test_what_needs_sizes_that_the_model_leaves_open_is_refused(crop):
+    inputs = keras.Input((None, None, 3))
+    x = crop(layers.Conv2D(8, 1, name="a")(inputs))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(6, 1, name="b")(x))
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    reasons = {group.name: group.frozen for group in ChannelGraph(model).groups}
+    assert "needs sizes that the model leaves open" in reasons["a"]
+    assert reasons["b"] is None

@@ -58,7 +58,7 @@ ALLOWED = {
         ),
         "datasets.fashion_mnist",  # its download, inside a function
     },
-    "tensorflow": {"convert", "linear", "gradients", "noise", "splits", "train"},
+    "tensorflow": {"channel_ops", "convert", "linear", "gradients", "noise", "splits", "train"},
     "ai_edge_litert": {"tflite_graph", "tflite_worker"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": set(),

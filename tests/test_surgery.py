@@ -285,3 +285,33 @@ def test_narrower_has_fresh_weights_and_its_macs():
     assert not np.asarray(rival.get_layer("stem").bias).any()
     with pytest.raises(PlanError, match="cannot go below"):
         narrower(model, 10)
+
+
+def test_a_lambda_in_between_is_taken_over_and_freezes_what_it_touches():
+    inputs = keras.Input((8,))
+    x = layers.Lambda(lambda values: values * 2, output_shape=(6,), name="twice")(layers.Dense(6, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8, name="b")(x)))
+    smaller = prune_channels(model, plan_channels(model, ratio=0.5, round_to=1))
+    assert (smaller.get_layer("a").units, smaller.get_layer("b").units) == (6, 4)
+    assert smaller.get_layer("twice")(np.ones((1, 6))).shape == (1, 6)
+
+
+class WithoutConfig(keras.layers.Layer):
+    """A layer of the users' that forgets its argument."""
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, inputs):
+        return inputs * self.factor
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named():
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8)(WithoutConfig(3.0, name="mine")(inputs))))
+    with pytest.raises(ModelError, match="WithoutConfig 'mine' cannot be made anew from its get_config"):
+        prune_channels(model, plan_channels(model, ratio=0.5, round_to=1))
