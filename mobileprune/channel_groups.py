@@ -121,8 +121,8 @@ class ChannelGraph:
     def _find_groups(self) -> list[ChannelGroup]:
         makers: dict[int, list[str]] = defaultdict(list)
         for label, created in self.ids.outputs.items():
-            for root in np.unique(self._roots[created]):
-                makers[int(root)].append(label)
+            for root in np.unique(self._roots[created]).tolist():
+                makers[root].append(label)
         frozen, mixed = self.ids.frozen(), self.ids.mixed()
         # What may not go is a group of its own beside what may.
         families: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)

@@ -40,4 +40,7 @@ class Union:
 
     def roots(self) -> np.ndarray:
         """The root of every member, shape (count,)."""
-        return np.array([self.root(member) for member in range(len(self._parent))], np.int64)
+        found = np.array(self._parent, np.int64)
+        while not np.array_equal(found, above := found[found]):
+            found = above
+        return found
