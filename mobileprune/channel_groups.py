@@ -20,6 +20,7 @@ class ChannelGroup:
 
     Attributes:
         name: the first layer that creates them and names no other group; numbered when each of them does.
+        labels: the same with what they are where a layer creates several kinds, `attention:heads`.
         layers: all layers that create them; each has its channel k in the same unit as the others' channel k when a
             residual add or a multiplication joins them.
         roots: the id that stands for each unit, shape (units,). A unit is kept or removed as a whole.
@@ -32,6 +33,12 @@ class ChannelGroup:
     roots: Ids = dataclasses.field(repr=False, compare=False)
     frozen: str | None = None
     inexact: str | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns may call the group's layers: labels, then layers."""
+        return tuple(dict.fromkeys((*self.labels, *self.layers)))
 
     @property
     def size(self) -> int:
@@ -133,7 +140,7 @@ class ChannelGraph:
             inexact = next((mixed[root] for root in roots if root in mixed), None)
             layers = tuple(dict.fromkeys(label.partition(":")[0] for label in labels))
             name = _unique_name(labels, groups)
-            groups.append(ChannelGroup(name, layers, np.array(sorted(roots)), reason, inexact))
+            groups.append(ChannelGroup(name, layers, np.array(sorted(roots)), reason, inexact, labels))
         return groups
 
 

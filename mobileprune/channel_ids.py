@@ -134,7 +134,8 @@ class ChannelIds:
 
     def resize(self, call: Call, entry: str, ids: Ids) -> None:
         """Says that the layer's configuration `entry` is the number of `ids`: surgery sets it to the survivors'."""
-        self.sizes.setdefault((call.path, entry), ids)
+        if call.path not in self._whole:
+            self.sizes.setdefault((call.path, entry), ids)
 
     def unify(self, left: Ids, right: Ids) -> None:
         """From now on each id of `left` and the one of `right` at its place are one channel."""
@@ -178,14 +179,19 @@ class ChannelIds:
         """
         for array in call.inputs:
             self.freeze(array, reason)
+        self.keep_whole(call, reason)
+        for attribute, positions in kernels.items():
+            self.follow(call, attribute, {}, positions)
+        return [self.create_frozen(call, reason, index) for index in range(len(call.output_shapes))]
+
+    def keep_whole(self, call: Call, reason: str) -> None:
+        """No call of this layer, seen already or still to come, may lose channels that its weights follow."""
         self._whole.setdefault(call.path, reason)
+        self.sizes = {key: ids for key, ids in self.sizes.items() if key[0] != call.path}
         for weight in self.weights.values():
             if weight.layer == call.path:
                 for ids in weight.axes.values():
                     self.freeze(ids, reason)
-        for attribute, positions in kernels.items():
-            self.follow(call, attribute, {}, positions)
-        return [self.create_frozen(call, reason, index) for index in range(len(call.output_shapes))]
 
     def create_frozen(self, call: Call, reason: str, index: int = 0) -> Ids:
         """Ids that may not be removed, for output number `index` of a call that cannot be followed."""
@@ -246,8 +252,8 @@ class ChannelIds:
                 found = [self._argument(path, given[id(node.output_tensors[0])])]
             else:
                 found = self._pass(call)
-            for tensor, shape, array in zip(node.output_tensors, call.output_shapes, found, strict=True):
-                ids[id(tensor)] = _stored(array, shape)
+            for tensor, array in zip(node.output_tensors, found, strict=True):
+                ids[id(tensor)] = _stored(array)
             self.calls.setdefault(path, dataclasses.replace(call, outputs=[ids[id(t)] for t in node.output_tensors]))
         return [ids[id(tensor)] for tensor in graph.outputs]
 
@@ -262,7 +268,13 @@ class ChannelIds:
                 return [
                     _known_shape(t) for t in keras.tree.flatten(node.operation.compute_output_spec(*args, **kwargs))
                 ]
-        return [_known_shape(tensor) for tensor in node.output_tensors]
+        # A reshape may have folded positions into the batch; then what follows has as many of them.
+        folded = max((array.shape[0] for array in inputs if array.ndim), default=1)
+        shapes = [_known_shape(tensor) for tensor in node.output_tensors]
+        return [
+            (folded, *shape[1:]) if shape and tensor.shape[0] is None else shape
+            for tensor, shape in zip(node.output_tensors, shapes, strict=True)
+        ]
 
     def _argument(self, path: str, array: Ids) -> Ids:
         """What a nested model is called on; all its calls lose the same channels, because its input has one shape."""
@@ -276,9 +288,15 @@ class ChannelIds:
         known = RULES.get(kind)
         if known is None and kind.__module__.startswith(("keras.src.ops.", "keras.src.activations.")):
             known = OP_RULES.get(kind.__name__)
-        if known is not None:
+        if known is None:
+            return self.refuse(call, f"{kind.__name__} {call.path!r} has no channel rule")
+        try:
             return known(self, call)
-        return self.refuse(call, f"{kind.__name__} {call.path!r} has no channel rule")
+        except (ModelError, ValueError, TypeError, IndexError) as error:
+            # What has been unified by then only keeps more channels together than it must.
+            return self.refuse(
+                call, f"{kind.__name__} {call.path!r} cannot be followed: {' '.join(str(error).split())}"
+            )
 
     def _settle_shapes(self) -> None:
         roots = self.roots()
@@ -293,9 +311,9 @@ class ChannelIds:
                     roots = self.roots()
 
 
-def _stored(array: Ids, shape: tuple[int, ...]) -> Ids:
+def _stored(array: Ids) -> Ids:
     """The array as a view of its few different entries."""
-    return np.broadcast_to(np.array(compact(array)), np.broadcast_shapes(array.shape, shape))
+    return np.broadcast_to(np.array(compact(array)), array.shape)
 
 
 def _known_shape(tensor: Any) -> tuple[int, ...]:

@@ -59,6 +59,8 @@ SELECTIONS = (*("GetItem", "Slice", "Take", "Split", "Hsplit", "Vsplit", "Dsplit
 @register_channels(*_WINDOWS)
 @rule_for_ops(*_WINDOW_OPS)
 def _windows(ids: ChannelIds, call: Call) -> list[Ids]:
+    if len(call.inputs) > 1:
+        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
     channels = ids.channels(call.inputs[0]) if is_channels_last(call.operation) else None
     if channels is None:
         return ids.refuse(call, f"{type(call.operation).__name__} {call.path!r} moves over the axis of the channels")
@@ -69,8 +71,8 @@ def _windows(ids: ChannelIds, call: Call) -> list[Ids]:
 @rule_for_ops(*_ELEMENTWISE_OPS)
 def _elementwise(ids: ChannelIds, call: Call) -> list[Ids]:
     """Ids that meet are unified; what has size 1 where the others have channels reaches all of them and stays."""
-    if not call.inputs:
-        return ids.refuse(call, f"{call.path!r} reads nothing")
+    if not call.inputs or _holds_arrays(call.operation):
+        return ids.refuse(call, f"{call.path!r} holds an array, or reads nothing")
     rank = len(call.output_shapes[0])
     aligned = [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in call.inputs]
     small = [compact(array) for array in aligned]
@@ -89,6 +91,12 @@ def _elementwise(ids: ChannelIds, call: Call) -> list[Ids]:
         for array in call.inputs:
             ids.freeze(array, f"{call.path!r} spreads it over all channels")
     return [np.broadcast_to(found, call.output_shapes[0])]
+
+
+def _holds_arrays(operation: Any) -> bool:
+    """Whether an op keeps arrays of its own, as `clip` and `repeat` do, which could not be cut with the channels."""
+    entries = {"Clip": ("x_min", "x_max"), "Repeat": ("repeats",)}.get(type(operation).__name__, ())
+    return any(np.ndim(getattr(operation, entry)) > 0 for entry in entries)
 
 
 @rule_for_ops(*_REDUCTION_OPS)
@@ -127,7 +135,7 @@ def _over_an_axis(ids: ChannelIds, call: Call) -> list[Ids]:
 @register_channels(*_MOVES)
 @rule_for_ops(*_MOVE_OPS)
 def _move(ids: ChannelIds, call: Call) -> list[Ids]:
-    if call.has_constants:
+    if call.has_constants or _holds_arrays(call.operation):
         return ids.refuse(call, f"{call.path!r} joins constants to channels")
     found = _moved_ids(ids, call)
     if found is None:
@@ -161,8 +169,13 @@ def _selection(ids: ChannelIds, call: Call) -> list[Ids]:
     if type(call.operation).__name__ == "Unstack":
         small = compact(array)
         ids.unify(small.take([0], call.operation.axis), small)
-    if getattr(call.operation, "axis", 0) is None:
+    axis = getattr(call.operation, "axis", 0)
+    if axis is None:
         return ids.refuse(call, f"{call.path!r} selects from all axes as if they were one")
+    if isinstance(axis, list | tuple) and any(compact(array).shape[each] > 1 for each in axis):
+        return ids.refuse(call, f"{call.path!r} moves channels along several axes")
+    if type(call.operation).__name__ == "Take" and np.ndim(call.node.arguments.args[1]) > 1:
+        return ids.refuse(call, f"{call.path!r} takes by a table of indices")
     found = _moved_ids(ids, call)
     if found is None:
         return _refused_open(ids, call)
@@ -191,7 +204,10 @@ def moved(call: Call, fill: Any) -> list[np.ndarray]:
     Raises:
         ModelError: the result has another shape than the call's own.
     """
-    found = [np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in call.run(fill)]
+    try:
+        found = [np.asarray(keras.ops.convert_to_numpy(tensor)) for tensor in call.run(fill)]
+    except tf.errors.OpError as error:
+        raise ModelError(f"{call.path!r} cannot be run on ids: {error.message}") from error
     for array, tensor in zip(found, call.node.output_tensors, strict=True):
         known = tuple(tensor.shape)
         fits = array.ndim == len(known) and all(
@@ -208,7 +224,7 @@ def _moved_ids(ids: ChannelIds, call: Call) -> list[Ids] | None:
         return moved(call, _ids_tensor)
     try:
         found = moved(call, _ids_tensor)
-    except (ModelError, ValueError, tf.errors.InvalidArgumentError):
+    except (ModelError, ValueError):
         return None  # the sizes that stand for open ones do not suit it
     return None if any(array.size == 0 for array in found) else found
 

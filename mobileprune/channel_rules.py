@@ -5,6 +5,7 @@ merely moves data needs no rule of its own: it is run on the ids (`channel_ops.p
 """
 
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -114,7 +115,11 @@ def _dense(ids: ChannelIds, call: Call) -> list[Ids]:
     read = ids.channels(call.inputs[0])
     if read is None:
         # It mixes positions, as in MLP-Mixer: the channels lie along another axis and pass.
-        ids.create_frozen(call, f"Dense {call.path!r} makes positions, not channels")
+        reason = f"Dense {call.path!r} makes positions, not channels"
+        ids.create_frozen(call, reason)
+        ids.keep_whole(call, reason)
+        if not _is_known(layer.activation):
+            ids.freeze(call.inputs[0], f"the activation of {call.path!r} may read all channels at once")
         ids.follow(call, "kernel", {}, call.positions)
         return _across(call)
     made = _made(ids, call, layer.units)
@@ -125,6 +130,8 @@ def _dense(ids: ChannelIds, call: Call) -> list[Ids]:
 
 @register_channels(layers.BatchNormalization)
 def _batch_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
+    if len(call.inputs) > 1:
+        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
     channels = ids.channels(call.inputs[0], call.operation.axis)
     for attribute in ("gamma", "beta", "moving_mean", "moving_variance"):
         ids.follow(call, attribute, {0: channels})
@@ -184,6 +191,9 @@ def _attention(ids: ChannelIds, call: Call) -> list[Ids]:
         return ids.refuse(call, f"MultiHeadAttention {call.path!r} attends over more than one axis")
     if layer.get_config().get("use_gate"):
         return ids.refuse(call, f"MultiHeadAttention {call.path!r} has a gate")
+    for array in call.inputs:
+        if not any(array is other for other in read):
+            ids.freeze(array, f"{call.path!r} is masked by it")
     heads = ids.create(call, layer.num_heads, "heads")
     made = ids.create(call, call.output_shapes[0][-1])
     ids.resize(call, "num_heads", heads)
@@ -233,11 +243,13 @@ def _activation(ids: ChannelIds, call: Call) -> list[Ids]:
 
 @register_channels(layers.Softmax)
 def _softmax(ids: ChannelIds, call: Call) -> list[Ids]:
+    if len(call.inputs) > 1:
+        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
     axes = call.operation.axis
     axes = [axes] if isinstance(axes, int) else axes
     if any(_along(ids, call.inputs[0], axis) is not None for axis in axes):
         ids.inexact(call.inputs[0], f"softmax of {call.path!r} reads all channels at once")
-    return call.inputs[:1]
+    return call.inputs
 
 
 @register_channels(layers.Rescaling, layers.Normalization)
@@ -306,8 +318,16 @@ def _freeze_if_mixing(ids: ChannelIds, call: Call, array: Ids) -> None:
     home = str(getattr(activation, "__module__", "")).partition(".")[0]
     if name in _MIXING_ACTIVATIONS and home in _LIBRARIES:
         ids.inexact(array, f"{name} of {call.path!r} reads all channels at once")
-    elif type(activation) not in _POINTWISE and not (name in _POINTWISE_ACTIVATIONS and home in _LIBRARIES):
+    elif not _is_known(activation):
         ids.freeze(array, f"activation {name!r} of {call.path!r} may read all channels at once")
+
+
+def _is_known(activation: Any) -> bool:
+    """Whether an activation acts on each value alone, or mixes along the last axis only."""
+    name = getattr(activation, "__name__", type(activation).__name__)
+    home = str(getattr(activation, "__module__", "")).partition(".")[0]
+    known = name in _POINTWISE_ACTIVATIONS | _MIXING_ACTIVATIONS and home in _LIBRARIES
+    return known or type(activation) in _POINTWISE
 
 
 def _refused(ids: ChannelIds, call: Call, *kernels: str) -> list[Ids]:

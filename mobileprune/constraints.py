@@ -95,8 +95,8 @@ def constraints(
         check_patterns(argument, patterns, names)
     frozen = {group.name: group.frozen for group in graph.groups if group.frozen}
     for group in graph.groups:
-        kept_by = next((pattern for pattern in keep for layer in group.layers if _matches(layer, pattern)), None)
-        outside = [layer for layer in group.layers if not any(_matches(layer, pattern) for pattern in prune_only)]
+        kept_by = next((pattern for pattern in keep for layer in group.names if _matches(layer, pattern)), None)
+        outside = [label for label in group.labels if _limit(label, dict.fromkeys(prune_only, True), None) is None]
         if kept_by is not None:
             frozen.setdefault(group.name, f"kept by {kept_by!r}")
         elif prune_only and outside:
@@ -105,8 +105,8 @@ def constraints(
     least = {}
     for group in graph.groups:
         # Layers that share their channels may be given different limits: the strictest counts.
-        share = min(first_match(layer, ratios, MAX_RATIO) for layer in group.layers)
-        fewest = max(int(first_match(layer, counts, 1)) for layer in group.layers)
+        share = min(_limit(label, ratios, MAX_RATIO) for label in group.labels)
+        fewest = max(int(_limit(label, counts, 1)) for label in group.labels)
         needed = max(1, fewest, int(np.ceil(group.size * (1 - share))))
         needed = max(needed, sum(name == group.name for name, _ in needs))
         least[group.name] = min(group.size, -(-needed // round_to) * round_to)
@@ -146,7 +146,7 @@ def explicit_counts(limits: Constraints, channels: Mapping[str, int]) -> dict[st
         wanted = first_match(layer, channels, None)
         if wanted is None:
             continue
-        for group in (group for group in graph.groups if layer in group.layers):
+        for group in (group for group in graph.groups if layer in group.labels):
             if np.any(graph.without(group.roots)[ids]):
                 raise PlanError(f"The {len(ids)} channels of {layer!r} belong to several groups: use keep= and ratio=.")
             if group.name in limits.frozen and wanted != len(ids):
@@ -194,6 +194,12 @@ def check_patterns(argument: str, patterns: Iterable[str], names: Sequence[str])
 def first_match(layer: str, by_pattern: Mapping[str, Any], default: Any) -> Any:
     """The value of the first pattern that matches."""
     return next((value for pattern, value in by_pattern.items() if _matches(layer, pattern)), default)
+
+
+def _limit(label: str, by_pattern: Mapping[str, Any], default: Any) -> Any:
+    """The value of the first pattern that matches the label, or its layer."""
+    found = first_match(label, by_pattern, None)
+    return first_match(label.partition(":")[0], by_pattern, default) if found is None else found
 
 
 def _matches(layer: str, pattern: str) -> bool:

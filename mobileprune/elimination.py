@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph, ChannelGroup
+from mobileprune.errors import PlanError
 from mobileprune.linear import LinearMap, linear_maps
 from mobileprune.moments import Moments, measure
 from mobileprune.playback import play
@@ -23,6 +24,7 @@ from mobileprune.ranking import Ranking
 _DAMPING = 1e-2
 # Wide groups lose several channels at a time, in so many steps: a tenth of the time, and the same channels nearly.
 _STEPS = 64
+_ROUNDING = 1e-6
 # In the place of a column's unit once it is dropped; columns of other groups have -1.
 _DROPPED = -2
 
@@ -95,7 +97,9 @@ def _readers(graph: ChannelGraph, wanted: np.ndarray, model: Any, images: Any) -
 def _reader(map: LinearMap, sums: Moments, ids: np.ndarray) -> Reader:
     xx, _ = sums.centred()
     columns = xx.shape[1]
-    damping = _DAMPING * np.maximum(np.trace(xx, axis1=1, axis2=2) / columns, 1e-12)
+    # Where the images hardly differ, rounding is all that is left of the covariance.
+    least = _ROUNDING * np.trace(sums.raw()[0], axis1=1, axis2=2) / columns
+    damping = np.maximum(_DAMPING * np.trace(xx, axis1=1, axis2=2) / columns, np.maximum(least, 1e-12))
     inverse = np.linalg.inv(xx + damping[:, None, None] * np.eye(columns))
     scale = 1 / np.sqrt(max(sums.variance(), 1e-12))
     return Reader(inverse.astype(np.float32), (map.matrix() * scale).astype(np.float32), ids)
@@ -116,8 +120,11 @@ def _eliminate(roots: np.ndarray, group: ChannelGroup, reading: list[Reader]) ->
     losses: list[float] = []
     left = np.ones(group.size, bool)
     while left.any():
-        costs = np.where(left, np.sum([state.costs() for state in states], axis=0), np.inf)
-        going = np.argsort(costs, kind="stable")[: min(at_once, int(left.sum()))]
+        costs = np.sum([state.costs() for state in states], axis=0)
+        if not np.isfinite(costs[left]).all():
+            raise PlanError(f"What reads {group.name!r} has weights or activations that are not finite.")
+        candidates = np.flatnonzero(left)
+        going = candidates[np.argsort(costs[left], kind="stable")[:at_once]]
         spent = sum(state.remove(going) for state in states)
         order.extend(going.tolist())
         # Together they cost more than each alone: what they cost is shared out as they would have cost alone.

@@ -211,7 +211,8 @@ def rankings(
         PlanError: see `score`; or a ranking is missing, of another size, or some are absolute and others not.
     """
     if isinstance(importance, str) and importance == "obs":
-        found = backward_elimination(scoring.graph, groups, scoring.model, scoring.calibration)
+        seen = scoring.calibration[0] if isinstance(scoring.calibration, tuple) else scoring.calibration
+        found = backward_elimination(scoring.graph, groups, scoring.model, seen)
         return {group.name: found.get(group.name) or _by_size(scoring, group) for group in groups}
     if not isinstance(importance, Mapping):
         return {group.name: ranked(score(scoring, group, importance), normalise, group.name) for group in groups}

@@ -76,6 +76,8 @@ def measure(
     budget = max(_LEAST_ROWS, _ROWS_PER_COLUMN * columns)
     images = sum(len(batch) for batch in inputs[0])
     found: list[tuple[Any, ...]] = []
+    # Squares of values far from zero would leave no digits for how they differ: sums are of what lies beside a mean.
+    pilot: Any = None
     for index in range(len(inputs[0])):
         for piece in _pieces([tensor[index] for tensor in (*inputs, *originals)], widest):
             mine, other = piece[: len(inputs)], piece[len(inputs) :]
@@ -87,9 +89,28 @@ def measure(
             if len(x) > allowed:
                 chosen = generator.choice(len(x), allowed, replace=False)
                 x, y = keras.ops.take(x, chosen, axis=0), keras.ops.take(y, chosen, axis=0)
-            found.append(_sums(x, y))
+            if pilot is None:
+                pilot = keras.ops.mean(x, axis=0), keras.ops.mean(y, axis=0)
+            found.append(_sums(x - pilot[0], y - pilot[1]))
     counts, *sums = zip(*found, strict=True)
-    return Moments(sum(counts), *(np.sum(part, axis=0) for part in sums))
+    return _moved_back(Moments(sum(counts), *(np.sum(part, axis=0) for part in sums)), *pilot)
+
+
+def _moved_back(sums: Moments, pilot_x: Any, pilot_y: Any) -> Moments:
+    """The moments of X and Y from those of X and Y less a constant."""
+    a, b = np.asarray(pilot_x, np.float64), np.asarray(pilot_y, np.float64)
+    across = a[:, :, None] * sums.x[:, None, :]
+    return Moments(
+        sums.count,
+        sums.x + sums.count * a,
+        sums.xx + across + across.transpose(0, 2, 1) + sums.count * a[:, :, None] * a[:, None, :],
+        sums.y + sums.count * b,
+        sums.xy
+        + a[:, :, None] * sums.y[:, None, :]
+        + sums.x[:, :, None] * b[:, None, :]
+        + sums.count * a[:, :, None] * b[:, None, :],
+        sums.yy + 2 * b * sums.y + sums.count * b**2,
+    )
 
 
 def _sums(x: Any, y: Any) -> tuple[Any, ...]:

@@ -98,7 +98,8 @@ def plan_channels(
         channels: how many channels layers keep, `{"stem": 24, "block_*_expand": 96}`; other groups stay whole, and
             `round_to`, `max_ratio` and `min_channels` do not count. Exactly one of the five must be given.
         importance: how channels are ranked: `"l1"`, `"l2"`, `"batch_norm_scale"`, `"fpgm"`, `"taylor"` (needs
-            `calibration`), `"random"`, see `mobileprune.importance` for the papers; or a function
+            `calibration`), `"random"`, `"obs"` (backward elimination, for a model that is then fitted by least
+            squares; needs `calibration`), see `mobileprune.importance` for the papers; or a function
             `(graph, group, values) -> scores`, see `mobileprune.importance.score`; or a mapping of group names to
             finished `Ranking`s.
         normalise: how scores of different groups are made comparable: `"sum"`, `"mean"`, `"max"`, `"gaussian"` or
@@ -114,7 +115,8 @@ def plan_channels(
         keep: patterns of layers whose channels all stay.
         prune_only: patterns of the only layers that may lose channels; what is coupled to another layer stays whole.
         recipe: what `file_bytes` counts: float32, float16, dynamic_int8, int8 or int8_float_io.
-        calibration: for `"taylor"`: float32 images as the model takes them, (images, labels), or batches of either.
+        calibration: for `"taylor"` float32 images as the model takes them, (images, labels), or batches of either; for
+            `"obs"` an array of images, a list with one for each input, or (images, labels), of which it reads images.
         seed: for `importance="random"`.
 
     Raises:
@@ -251,6 +253,8 @@ def removed_roots(graph: ChannelGraph, plan: PruningPlan) -> np.ndarray:
             raise PlanError(f"The plan is for another model: {entry.group!r} of {entry.size} channels; found {found}.")
         if not entry.remove:
             continue
+        if any(isinstance(index, bool) or not isinstance(index, int) for index in entry.remove):
+            raise PlanError(f"The plan's list for {entry.group!r} must hold whole numbers. Received: {entry.remove}.")
         indices = np.unique(entry.remove)
         if group.frozen:
             raise PlanError(f"The plan removes channels of {group.name!r}, which must stay: {group.frozen}.")

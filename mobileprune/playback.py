@@ -59,6 +59,9 @@ def play(model: Any, images: Any) -> Iterator[Step]:
         )
         if not fits or not len(array) or len(array) != len(given[0]):
             raise DatasetError(f"Input {tensor.name!r} is {tuple(tensor.shape)}; calibration data are {array.shape}.")
+    for array, tensor in zip(given, graph.inputs, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DatasetError(f"The calibration data for {tensor.name!r} hold values that are NaN or infinite.")
     at_once = max(1, min(64, _VALUES_AT_ONCE // max(1, sum(array[0].size for array in given))))
     tensors = {
         id(tensor): [keras.ops.cast(array[at : at + at_once], tensor.dtype) for at in range(0, len(array), at_once)]

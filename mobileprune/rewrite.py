@@ -53,6 +53,10 @@ def call_again(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dic
         config = operation.get_config()
         changed = {entry: surviving_shape(call, alive, config[entry])}
         return type(operation).from_config({**config, **changed})(*args, **kwargs)
+    if kind == "Squeeze" and operation.axis is None:
+        # One channel may be left: its axis is not among those that went before.
+        single = tuple(axis for axis, size in enumerate(call.node.input_tensors[0].shape) if size == 1)
+        return type(operation)(axis=single, name=operation.name)(*args, **kwargs)
     if kind in SELECTIONS:
         return _select(call, alive, args, kwargs)
     return operation(
@@ -83,6 +87,8 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
     if len(axes) != 1:
         raise PlanError(f"What survives the plan cannot be selected by {call.path!r}: keep what precedes it.")
     axis = axes[0]
+    if isinstance(getattr(call.operation, "axis", None), list | tuple):
+        return call.operation(*args, **kwargs)  # only along axes that hold no channels
     if _own_axis(call.operation, array.ndim) not in (None, axis):
         return call.operation(*args, **kwargs)
     position = np.arange(array.shape[axis]).reshape([-1 if other == axis else 1 for other in range(array.ndim)])
@@ -101,8 +107,17 @@ def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[s
         start[axis], shape[axis] = 0, len(picked[0])
         made = type(operation)(tuple(shape), name=operation.name)
         return made(_pick(tensor, picked[0], axis, operation.name), tuple(start))
+    if kind == "Take" and np.ndim(args[1]) == 0:
+        return _entry(tensor, int(picked[0][0]), axis, operation.name)
     names = [operation.name] if len(picked) == 1 else [f"{operation.name}_{index}" for index in range(len(picked))]
     return [_pick(tensor, places, axis, name) for name, places in zip(names, picked, strict=True)]
+
+
+def _entry(tensor: Any, place: int, axis: int, name: str) -> Any:
+    """One entry of a tensor along an axis, which goes."""
+    from keras.src.ops.numpy import GetItem
+
+    return GetItem(name=f"{name}_survivor")(tensor, (*(slice(None),) * axis, place))
 
 
 def _own_axis(operation: Any, rank: int) -> int | None:

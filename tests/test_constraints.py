@@ -67,7 +67,7 @@ def test_only_what_all_its_layers_allow_is_pruned():
     found = constraints(chain(), prune_only=["block_*"])
     assert [group.name for group in found.free] == ["block_1_expand", "block_1_project"]
     assert found.frozen["stem"] == "'stem' is not in prune_only"
-    assert found.frozen["head"] == "model output"
+    assert found.frozen["head"] == "model output 'head'"
     found = constraints(coupled(), prune_only=["right", "grouped"])
     assert [group.name for group in found.free] == ["grouped"]
     assert found.frozen["left"] == "'left' is not in prune_only"

@@ -233,3 +233,11 @@ def test_survivors_by_axis_and_the_shape_that_they_fill():
     assert [along.tolist() for along in kept[3:]] == [[True, True], [True, False, True, True]]
     assert all(along.all() for along in kept[:3])
     assert surviving_shape(call, alive, (None, 6, 6, 2, 4)) == (None, 6, 6, 2, 3)
+
+
+def test_a_squeeze_of_all_single_sizes_leaves_a_single_channel_its_axis():
+    inputs = keras.Input((1, 6, 3))
+    x = ops.squeeze(layers.Conv2D(8, 1, name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(4, 1)(x))))
+    smaller = prune_channels(model, plan_channels(model, channels={"a": 1}))
+    assert smaller(np.ones((2, 1, 6, 3), "float32")).shape == (2, 2)
