@@ -76,7 +76,7 @@ def measure(
     budget = max(_LEAST_ROWS, _ROWS_PER_COLUMN * columns)
     images = sum(len(batch) for batch in inputs[0])
     found: list[tuple[Any, ...]] = []
-    # Squares of values far from zero would leave no digits for how they differ: sums are of what lies beside a mean.
+    # Squares of values far from zero would leave no digits for how they differ: sums are of differences from one row.
     pilot: Any = None
     for index in range(len(inputs[0])):
         for piece in _pieces([tensor[index] for tensor in (*inputs, *originals)], widest):
@@ -90,7 +90,7 @@ def measure(
                 chosen = generator.choice(len(x), allowed, replace=False)
                 x, y = keras.ops.take(x, chosen, axis=0), keras.ops.take(y, chosen, axis=0)
             if pilot is None:
-                pilot = keras.ops.mean(x, axis=0), keras.ops.mean(y, axis=0)
+                pilot = x[0], y[0]
             found.append(_sums(x - pilot[0], y - pilot[1]))
     counts, *sums = zip(*found, strict=True)
     return _moved_back(Moments(sum(counts), *(np.sum(part, axis=0) for part in sums)), *pilot)

@@ -250,3 +250,29 @@ def test_attention_with_a_gate_is_refused():
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Dense(8)(x))))
     for name in ("a", "gated"):
         assert reason(model, name) == "MultiHeadAttention 'gated' has a gate"
+
+
+def masked_softmax(x, mask):
+    return layers.Softmax(name="reader")(x, mask=keras.ops.greater(mask, 0))
+
+
+def masked_attention(x, mask):
+    tokens, wide = layers.Reshape((1, 8))(x), layers.Reshape((1, 8))(mask)
+    mixed = layers.MultiHeadAttention(2, 4, name="reader")(tokens, tokens, attention_mask=wide[..., :1] > 0)
+    return layers.Flatten()(mixed)
+
+
+@pytest.mark.parametrize("read", [masked_softmax, masked_attention])
+def test_a_mask_that_is_computed_keeps_its_channels(read):
+    inputs = keras.Input((5,))
+    x, mask = layers.Dense(8, name="x")(inputs), layers.Dense(8, name="mask")(inputs)
+    model = keras.Model(inputs, layers.Dense(3)(read(x, mask)))
+    smaller = prune_channels(model, plan_channels(model, ratio=0.5, round_to=1))
+    assert smaller(np.ones((2, 5), "float32")).shape == (2, 3)
+
+
+def test_windows_that_are_folded_into_the_batch_count_all_their_positions():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 1)(inputs)
+    graph = ChannelGraph(keras.Model(inputs, layers.Dense(6)(keras.ops.reshape(x, (-1, 8)))))
+    assert graph.cost(graph.everything()).macs == 64 * 3 * 8 + 64 * 8 * 6

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mobileprune.allocation import SCOPES, structure
 from mobileprune.channel_groups import ChannelGraph, Cost, channel_groups
-from mobileprune.errors import OutputError, PlanError
+from mobileprune.errors import DatasetError, OutputError, PlanError
 from mobileprune.file_size import FileSize
 from mobileprune.importance import Scoring, score
 from mobileprune.inspect import model_facts
@@ -450,3 +450,27 @@ def test_planning_leaves_the_model_as_it_is():
     assert made.get_config() == config
     for one, other in zip(before, made.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_heads_are_called_by_their_label_and_by_their_layer():
+    inputs = keras.Input((6, 8))
+    model = keras.Model(
+        inputs, keras.layers.Dense(3)(keras.layers.MultiHeadAttention(4, 4, name="mha")(inputs, inputs))
+    )
+    removed = lambda plan: {entry.group: len(entry.remove) for entry in plan.groups}  # noqa: E731
+    assert removed(plan_channels(model, channels={"mha:heads": 2}))["mha:heads"] == 2
+    assert removed(plan_channels(model, ratio=0.5, keep=["mha:heads"], round_to=1))["mha:heads"] == 0
+    assert removed(plan_channels(model, ratio=0.5, keep=["mha"], round_to=1))["mha:heads"] == 0
+
+
+@pytest.mark.parametrize("images", [np.ones((1, 8, 8, 3)), np.full((4, 8, 8, 3), np.nan)], ids=["one", "nan"])
+def test_backward_elimination_ends_on_one_image_and_refuses_nan(images):
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(16, 3)(keras.layers.Conv2D(16, 3)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    if np.isnan(images).any():
+        with pytest.raises(DatasetError, match="NaN or infinite"):
+            plan_channels(model, macs=0.5, importance="obs", calibration=images)
+    else:
+        plan = plan_channels(model, macs=0.5, importance="obs", calibration=images)
+        assert plan.macs <= plan.macs_before / 2
