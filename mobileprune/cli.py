@@ -12,7 +12,7 @@ from rich.table import Table
 import mobileprune as mp
 from mobileprune import options
 from mobileprune.console import exit_code, make_console, parse_flags
-from mobileprune.errors import SettingsError, known_names
+from mobileprune.errors import InterpreterError, SettingsError, known_names
 from mobileprune.tflite_graph import read_graph
 
 FLAGS = flags.FLAGS
@@ -23,6 +23,8 @@ _USAGE = """mobileprune VERB … takes single steps:
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
+  mobileprune benchmark FILE.tflite … --device=arm64
+                                               on emulated ARM64: does it run, are its zeros skipped, same answers?
   mobileprune report RUN_FOLDER                report.md and report.html anew from manifest.json
 
 `mobileprune VERB --help` lists a verb's flags. Whole jobs: python pipelines/classify_mobile.py --help"""
@@ -175,26 +177,48 @@ def _benchmark(arguments: Sequence[str]) -> None:
     if not arguments:
         raise SettingsError("Name one or more .tflite files.")
     variants = [mp.Variant(Path(path).stem, "file", _bytes(Path(path))) for path in arguments]
-    results = mp.benchmark_host(variants, threads=FLAGS.threads, rounds=FLAGS.rounds)
+    arm64 = FLAGS.device == "arm64"
+    measure = mp.benchmark_arm64 if arm64 else mp.benchmark_host
+    results = measure(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or (3 if arm64 else 30))
     table = Table(box=None, pad_edge=False)
-    for name in ("file", "p50", "p90", "p99", "of the first", "init"):
+    for name in ("file", "p50", "p90", "p99", "of the first", "init", *(("sparse 1×1", "same top-1", "error") * arm64)):
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=name == "file", overflow="fold")
-    for path, result in zip(arguments, results, strict=True):
+    for path, variant, result in zip(arguments, variants, results, strict=True):
         if not isinstance(result, mp.Latency):
             table.add_row(path, f"failed: {result}")
             continue
         times = (result.p50_ms, result.p90_ms, result.p99_ms)
-        ratio = f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
-        table.add_row(Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms")
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
+        checks = _arm64_checks(variant) if arm64 else ()
+        table.add_row(
+            Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms", *checks
+        )
     make_console(120).print(table)
     first = next((result for result in results if isinstance(result, mp.Latency)), None)
     if first:
-        print(f"{first.device}, {first.runtime}, {first.threads} threads. A computer's latency is not a phone's.")
+        warning = "A computer's latency is not a phone's."
+        if first.device.startswith("emulated"):
+            warning = "Emulated times are nobody's: compare float with float, integer with integer, and no more."
+        print(f"{first.device}, {first.runtime}, {first.threads} threads. {warning}")
+
+
+def _arm64_checks(variant: mp.Variant) -> tuple[str, str, str]:
+    """Sparse kernels, and how the answers differ from this machine's, for a few images of noise."""
+    try:
+        path = mp.sparse_path(variant.content)
+        found = mp.compare_on_arm64(variant.content)
+    except InterpreterError as error:
+        return "failed", "", str(error)
+    worst = f"{found.max_abs_error:.1e}" if found.max_steps is None else f"{found.max_steps:.0f} steps"
+    return f"{path.sparse} of {path.pointwise}", f"{found.agreement:.0%}", worst
 
 
 def _benchmark_flags() -> None:
     flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 30, "Turns of each file, alternating with the others.", lower_bound=1)
+    flags.DEFINE_enum("device", "host", mp.DEVICES, "This machine, or ARM64, emulated where this machine is none.")
+    flags.DEFINE_integer(
+        "rounds", None, "Turns of each file, alternating with the others: 30, or 3 on arm64.", lower_bound=1
+    )
 
 
 def _report(arguments: Sequence[str]) -> None:

@@ -10,8 +10,11 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
-    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist"},
+    {
+        *("schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner"),
+        *("benchmark.statistics", "benchmark.arm64_setup"),
+    },
+    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"},
     {
         "preprocess",
         "sparsify",
@@ -21,6 +24,7 @@ LAYERS = (
         "evaluate",
         "verify",
         "benchmark.host",
+        "benchmark.arm64_checks",
         "console",
     },
     {"image_folder", "channel_ids", "convert", "benchmark", "progress", "report.words", "models"},
@@ -208,6 +212,7 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "verify",
         "benchmark",
         "benchmark.host",
+        "benchmark.arm64_checks",
     ):
         reached, waiting = set(), [start]
         while waiting:
