@@ -31,7 +31,7 @@ _HOMES = {
     "recipes": ("check_recipes",),
     "verify": ("verify",),
     "evaluate": ("evaluate",),
-    "benchmark": ("DEVICES", "benchmark", "benchmark_host"),
+    "benchmark": ("benchmark", "benchmark_host"),
     "benchmark.arm64": ("arm64_missing", "run_on_arm64"),
     "benchmark.arm64_checks": ("benchmark_arm64", "compare_on_arm64", "sparse_path"),
     "recommend": ("Limits", "meets", "recommend"),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 import mobileprune as mp
 from mobileprune import options
+from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
 from mobileprune.errors import InterpreterError, SettingsError, known_names
 from mobileprune.tflite_graph import read_graph
@@ -177,45 +178,58 @@ def _benchmark(arguments: Sequence[str]) -> None:
     if not arguments:
         raise SettingsError("Name one or more .tflite files.")
     variants = [mp.Variant(Path(path).stem, "file", _bytes(Path(path))) for path in arguments]
-    arm64 = FLAGS.device == "arm64"
-    measure = mp.benchmark_arm64 if arm64 else mp.benchmark_host
-    results = measure(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or (3 if arm64 else 30))
+    if FLAGS.device == "arm64":
+        _benchmark_arm64(arguments, variants)
+        return
+    results = mp.benchmark_host(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 30)
     table = Table(box=None, pad_edge=False)
-    for name in ("file", "p50", "p90", "p99", "of the first", "init", *(("sparse 1×1", "same top-1", "error") * arm64)):
+    for name in ("file", "p50", "p90", "p99", "of the first", "init"):
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=name == "file", overflow="fold")
-    for path, variant, result in zip(arguments, variants, results, strict=True):
+    for path, result in zip(arguments, results, strict=True):
         if not isinstance(result, mp.Latency):
             table.add_row(path, f"failed: {result}")
             continue
         times = (result.p50_ms, result.p90_ms, result.p99_ms)
-        ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
-        checks = _arm64_checks(variant) if arm64 else ()
-        table.add_row(
-            Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms", *checks
-        )
+        ratio = f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
+        table.add_row(Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms")
     make_console(120).print(table)
     first = next((result for result in results if isinstance(result, mp.Latency)), None)
     if first:
-        warning = "A computer's latency is not a phone's."
-        if first.device.startswith("emulated"):
-            warning = "Emulated times are nobody's: compare float with float, integer with integer, and no more."
-        print(f"{first.device}, {first.runtime}, {first.threads} threads. {warning}")
+        print(f"{first.device}, {first.runtime}, {first.threads} threads. A computer's latency is not a phone's.")
 
 
-def _arm64_checks(variant: mp.Variant) -> tuple[str, str, str]:
-    """Sparse kernels, and how the answers differ from this machine's, for a few images of noise."""
-    try:
-        path = mp.sparse_path(variant.content)
-        found = mp.compare_on_arm64(variant.content)
-    except InterpreterError as error:
-        return "failed", "", str(error)
-    worst = f"{found.max_abs_error:.1e}" if found.max_steps is None else f"{found.max_steps:.0f} steps"
-    return f"{path.sparse} of {path.pointwise}", f"{found.agreement:.0%}", worst
+def _benchmark_arm64(paths: Sequence[str], variants: Sequence[mp.Variant]) -> None:
+    """Do they run there, on sparse kernels, with the answers of this machine; and how their times compare."""
+    rows, failures = [], []
+    results = mp.benchmark_arm64(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 3)
+    for path, variant, result in zip(paths, variants, results, strict=True):
+        if not isinstance(result, mp.Latency):
+            failures.append(str(result))
+            continue
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
+        row = [Path(path).name, f"{result.p50_ms:.3g} ms", ratio]
+        try:
+            kernels, found = mp.sparse_path(variant.content), mp.compare_on_arm64(variant.content)
+        except InterpreterError as error:
+            failures.append(f"{path}: {error}")
+        else:
+            worst = f"{found.max_abs_error:.1e}" if found.max_steps is None else f"{found.max_steps:.0f} steps"
+            row += [f"{kernels.sparse} of {kernels.pointwise}", f"{found.agreement:.0%}", worst]
+        rows.append(row)
+    head = ("file", "p50", "of the first", "sparse 1×1 convs", "top-1 as here", "largest error")
+    if rows:
+        make_console(120).print(_table(head, rows, right=(1, 2, 3, 4, 5)))
+    for failure in failures:
+        print(f"failed: {failure}")
+    first = next((result for result in results if isinstance(result, mp.Latency)), None)
+    if first:
+        emulated = " Emulated times are no phone's: compare files of one number type." * first.device.startswith("emu")
+        print(f"{first.device}, {first.runtime}, {first.threads} threads.{emulated}")
 
 
 def _benchmark_flags() -> None:
     flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
-    flags.DEFINE_enum("device", "host", mp.DEVICES, "This machine, or ARM64, emulated where this machine is none.")
+    flags.DEFINE_enum("device", "host", DEVICES, "This machine, or ARM64, emulated where this machine is none.")
     flags.DEFINE_integer(
         "rounds", None, "Turns of each file, alternating with the others: 30, or 3 on arm64.", lower_bound=1
     )

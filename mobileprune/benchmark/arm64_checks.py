@@ -114,7 +114,7 @@ def difference(expected: Sequence[np.ndarray], done: Arm64Run) -> Difference:
         # Equal infinities are no difference, and neither is NaN in both.
         equal = (here == there) | (np.isnan(here) & np.isnan(there))
         gaps = np.abs(np.where(equal, 0.0, here) - np.where(equal, 0.0, there))
-        errors.append(float(np.nan_to_num(gaps, nan=math.inf).max()))
+        errors.append(float(np.nan_to_num(gaps, nan=math.inf, posinf=math.inf).max()))
         steps.append(math.nan if step is None else errors[-1] / step)
     return Difference(
         images=len(same),
@@ -151,8 +151,8 @@ def benchmark_arm64(
 
     Returns:
         For each variant its latency, or the error that ended it. Emulated on one thread, `ratio` is that of the
-        processor's times, which neighbours disturb less than the clock's. `peak_memory_bytes` is what the runtime allocated,
-        without the file itself.
+        processor's times, which neighbours disturb less than the clock's. `peak_memory_bytes` is what the runtime
+        allocated, without the file itself.
 
     Raises:
         SettingsError: ARM64 is not set up, or an argument that cannot be meant.

@@ -256,7 +256,8 @@ int main(int count, char** words) {
     input_buffers[i] = inputs[i].buffer;
   }
   Layout layouts[kMostTensors];
-  check(LiteRtGetCompiledModelOutputTensorLayouts(compiled, 0, output_count, layouts, true), "no output shapes");
+  check(LiteRtGetCompiledModelOutputTensorLayouts(compiled, 0, output_count, layouts, true),
+        "the file could not be prepared");
   for (size_t i = 0; i < output_count; i++) {
     check(LiteRtGetSignatureOutputTensorByIndex(signature, i, &tensor), "no output");
     outputs[i] = describe(tensor);
