@@ -1,6 +1,7 @@
 """The library's files on ARM64's kernels. Without `make arm64` most of this is skipped, and says so."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -215,7 +216,7 @@ def test_the_command_line_says_that_times_are_emulated(tmp_path):
         (tmp_path / f"{name}.tflite").write_bytes(content)
     command = [sys.executable, "-m", "mobileprune.cli", "benchmark", "dense.tflite", "sparse.tflite"]
     done = subprocess.run(
-        [*command, "--device=arm64", "--rounds=2"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [*command, "--device=arm64", "--rounds=2"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "0 of 2" in done.stdout
@@ -281,6 +282,26 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(arm64_setup, "native", lambda: False)
     assert "qemu-user-static" in arm64_missing()
     with pytest.raises(SettingsError, match=r"apt-get install qemu-user-static gcc-aarch64-linux-gnu"):
+        arm64_setup.set_up()
+
+
+def test_an_arm64_machine_needs_a_compiler_and_no_emulator(monkeypatch, tmp_path):
+    monkeypatch.setattr(arm64_setup, "native", lambda: True)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("MOBILEPRUNE_ARM64", str(tmp_path))
+    made = {"litert": arm64_setup._litert_version(), "source": arm64_setup._source_digest()}
+    (tmp_path / "made.json").write_text(json.dumps(made))
+    found = arm64_setup.installation()
+    assert (found.command, found.emulated) == ((str(tmp_path / "runner"),), False)
+    assert not found.device.startswith("emulated")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert arm64_setup.missing_packages() == ["gcc", "libc6-dev"]
+
+
+def test_other_systems_are_told_that_it_is_linux_only(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "Linux only; this is darwin" in arm64_missing()
+    with pytest.raises(SettingsError, match="Linux only"):
         arm64_setup.set_up()
 
 
