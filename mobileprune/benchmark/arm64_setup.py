@@ -195,7 +195,8 @@ def _call(command: list[str], failure: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines()
-        raise SettingsError(f"{failure}: {' | '.join(said[-4:]) or f'exit code {done.returncode}'}")
+        kept = [line.strip() for line in said if "error" in line.lower()] or said
+        raise SettingsError(f"{failure}: {' | '.join(kept[-4:]) or f'exit code {done.returncode}'}")
 
 
 def _emulator() -> str | None:

@@ -161,6 +161,16 @@ def test_a_damaged_file_is_refused_by_the_runtime_and_ends_nothing_here(temporar
         run_on_arm64(bytes(content), images(1), name="bad.tflite")
 
 
+def test_a_crash_and_a_failure_are_told_apart(tmp_path):
+    with pytest.raises(InterpreterError, match=r"^x crashed on ARM64 \(Segmentation fault\)\. It said: oh no$"):
+        arm64._start(["sh", "-c", "echo INFO: fine >&2; echo oh no >&2; kill -SEGV $$"], str(tmp_path), 10.0, "x")
+    with pytest.raises(InterpreterError, match=r"^x does not run on ARM64\. It said: oh no$"):
+        arm64._start(["sh", "-c", "echo oh no >&2; exit 3"], str(tmp_path), 10.0, "x")
+    with pytest.raises(InterpreterError, match="no process could be started"):
+        arm64._start([str(tmp_path / "missing")], str(tmp_path), 10.0, "x")
+    arm64._start(["true"], str(tmp_path), 10.0, "x")
+
+
 @needs_arm64
 def test_a_file_that_takes_too_long_is_stopped(temporary):
     begin = time.monotonic()
