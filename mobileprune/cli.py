@@ -11,8 +11,9 @@ from rich.table import Table
 
 import mobileprune as mp
 from mobileprune import options
+from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
-from mobileprune.errors import SettingsError, known_names
+from mobileprune.errors import InterpreterError, SettingsError, known_names
 from mobileprune.tflite_graph import read_graph
 
 FLAGS = flags.FLAGS
@@ -23,6 +24,8 @@ _USAGE = """mobileprune VERB … takes single steps:
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
+  mobileprune benchmark FILE.tflite … --device=arm64
+                                               on emulated ARM64: does it run, are its zeros skipped, same answers?
   mobileprune report RUN_FOLDER                report.md and report.html anew from manifest.json
 
 `mobileprune VERB --help` lists a verb's flags. Whole jobs: python pipelines/classify_mobile.py --help"""
@@ -175,7 +178,10 @@ def _benchmark(arguments: Sequence[str]) -> None:
     if not arguments:
         raise SettingsError("Name one or more .tflite files.")
     variants = [mp.Variant(Path(path).stem, "file", _bytes(Path(path))) for path in arguments]
-    results = mp.benchmark_host(variants, threads=FLAGS.threads, rounds=FLAGS.rounds)
+    if FLAGS.device == "arm64":
+        _benchmark_arm64(arguments, variants)
+        return
+    results = mp.benchmark_host(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 30)
     table = Table(box=None, pad_edge=False)
     for name in ("file", "p50", "p90", "p99", "of the first", "init"):
         table.add_column(name, justify="left" if name == "file" else "right", no_wrap=name == "file", overflow="fold")
@@ -192,9 +198,41 @@ def _benchmark(arguments: Sequence[str]) -> None:
         print(f"{first.device}, {first.runtime}, {first.threads} threads. A computer's latency is not a phone's.")
 
 
+def _benchmark_arm64(paths: Sequence[str], variants: Sequence[mp.Variant]) -> None:
+    """Do they run there, on sparse kernels, with the answers of this machine; and how their times compare."""
+    rows, failures = [], []
+    results = mp.benchmark_arm64(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 3)
+    for path, variant, result in zip(paths, variants, results, strict=True):
+        if not isinstance(result, mp.Latency):
+            failures.append(str(result))
+            continue
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
+        row = [Path(path).name, f"{result.p50_ms:.3g} ms", ratio]
+        try:
+            kernels, found = mp.sparse_path(variant.content), mp.compare_on_arm64(variant.content)
+        except InterpreterError as error:
+            failures.append(f"{path}: {error}")
+        else:
+            worst = f"{found.max_abs_error:.1e}" if found.max_steps is None else f"{found.max_steps:.0f} steps"
+            row += [f"{kernels.sparse} of {kernels.pointwise}", f"{found.agreement:.0%}", worst]
+        rows.append(row)
+    head = ("file", "p50", "of the first", "sparse 1×1 convs", "top-1 as here", "largest error")
+    if rows:
+        make_console(120).print(_table(head, rows, right=(1, 2, 3, 4, 5)))
+    for failure in failures:
+        print(f"failed: {failure}")
+    first = next((result for result in results if isinstance(result, mp.Latency)), None)
+    if first:
+        emulated = " Emulated times are no phone's: compare files of one number type." * first.device.startswith("emu")
+        print(f"{first.device}, {first.runtime}, {first.threads} threads.{emulated}")
+
+
 def _benchmark_flags() -> None:
     flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
-    flags.DEFINE_integer("rounds", 30, "Turns of each file, alternating with the others.", lower_bound=1)
+    flags.DEFINE_enum("device", "host", DEVICES, "This machine, or ARM64, emulated where this machine is none.")
+    flags.DEFINE_integer(
+        "rounds", None, "Turns of each file, alternating with the others: 30, or 3 on arm64.", lower_bound=1
+    )
 
 
 def _report(arguments: Sequence[str]) -> None:

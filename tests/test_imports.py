@@ -10,8 +10,14 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
-    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist", "prunable", "sparsity_allocation"},
+    {
+        *("schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner"),
+        *("benchmark.statistics", "benchmark.arm64_setup"),
+    },
+    {
+        *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
+        *("prunable", "sparsity_allocation"),
+    },
     {
         "preprocess",
         "pruning_wrapper",
@@ -21,6 +27,7 @@ LAYERS = (
         "evaluate",
         "verify",
         "benchmark.host",
+        "benchmark.arm64_checks",
         "console",
     },
     {
@@ -228,6 +235,7 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "verify",
         "benchmark",
         "benchmark.host",
+        "benchmark.arm64_checks",
     ):
         reached, waiting = set(), [start]
         while waiting:
