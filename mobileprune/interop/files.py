@@ -4,6 +4,7 @@ Keras 2 runs the code in a Lambda layer of an `.h5` file while it loads it, and 
 file names. So the file's description is read first, as data, and only what is on a list is let through.
 """
 
+import contextlib
 import io
 import json
 import zipfile
@@ -63,18 +64,17 @@ def _load(path: Path) -> Any:
             f"{path} is not loaded, it holds what might run code: {known_names(problems, 5)}. Save the model "
             "without it, from stock layers."
         )
-    objects = dict(activations.custom_objects())
-    if '"PruneLowMagnitude"' in json.dumps(config):
-        objects["PruneLowMagnitude"] = process.tfmot().pruning_wrapper.PruneLowMagnitude
-    old = process.tf_keras()
+    old, objects = process.tf_keras(), activations.custom_objects()
+    is_wrapped = '"PruneLowMagnitude"' in json.dumps(config)
     try:
-        if zipfile.is_zipfile(path):
-            return old.models.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
-        # From the description that was looked at, and with functions by their names: from `.h5` Keras 2 cannot read
-        # the dictionaries that it writes for registered ones.
-        model = old.models.model_from_json(json.dumps(_named_functions(config)), custom_objects=objects)
-        model.load_weights(path)
-        return model
+        with process.tfmot().prune_scope() if is_wrapped else contextlib.nullcontext():
+            if zipfile.is_zipfile(path):
+                return old.models.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
+            # From the description that was looked at, and with functions by their names: from `.h5` Keras 2 cannot read
+            # the dictionaries that it writes for registered ones.
+            model = old.models.model_from_json(json.dumps(_named_functions(config)), custom_objects=objects)
+            model.load_weights(path)
+            return model
     except Exception as error:  # a damaged file raises whatever the line that met the damage raises
         raise ModelError(f"Cannot load {path}: {type(error).__name__}: {described(error)}") from error
 

@@ -47,7 +47,7 @@ def _as_found(name: str, remedy: str) -> Iterator[None]:
     with _LOCK:
         import tensorflow as tf
 
-        _ = tf.keras.__version__  # a lazy module: it reads the variable once, at the first look
+        _ = tf.keras.Model  # a lazy module: it reads the variable once, at the first look
         before = os.environ.get(_VARIABLE)
         try:
             yield

@@ -198,7 +198,15 @@ def test_everything_without_an_equal_is_named():
     with pytest.raises(mp.InteropError) as caught:
         mp.to_tf_keras(model)
     said = str(caught.value)
-    for part in ("'strange'", "'root' (RMSNormalization)", "'twice' (Lambda)", "sparsemax", "(Cumsum)", "glu", "Replace"):
+    for part in (
+        "'strange'",
+        "'root' (RMSNormalization)",
+        "'twice' (Lambda)",
+        "sparsemax",
+        "(Cumsum)",
+        "glu",
+        "Replace",
+    ):
         assert part in said
 
 
