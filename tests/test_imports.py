@@ -10,26 +10,16 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {
-        "schedules",
-        "masks",
-        "noise",
-        "files",
-        "graph",
-        "interop.process",
-        "union",
-        "tflite_graph",
-        "tflite_runner",
-        "benchmark.statistics",
-    },
-    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist"},
+    {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
+    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist", "prunable", "sparsity_allocation"},
+    {"interop.process"},
     {"interop.activations", "interop.operations", "interop.schedules"},
     {"interop.layers"},
     {"interop.bridge"},
     {"interop.files"},
     {
         "preprocess",
-        "sparsify",
+        "pruning_wrapper",
         "channel_calls",
         "recommend",
         "recipes",
@@ -38,7 +28,17 @@ LAYERS = (
         "benchmark.host",
         "console",
     },
-    {"image_folder", "channel_ids", "convert", "benchmark", "progress", "report.words", "models"},
+    {
+        "image_folder",
+        "channel_ids",
+        "convert",
+        "benchmark",
+        "progress",
+        "report.words",
+        "models",
+        "sparsify",
+        "pruning_callbacks",
+    },
     {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
@@ -66,7 +66,7 @@ ALLOWED = {
             *("playback", "linear", "moments", "elimination", "reconstruct"),
             "gradients",
             "surgery",
-            "sparsify",
+            *("prunable", "pruning_wrapper", "pruning_callbacks", "sparsify"),
             "models",
             "train",
             "convert",
@@ -80,6 +80,8 @@ ALLOWED = {
         "linear",
         "gradients",
         "noise",
+        "pruning_callbacks",
+        "pruning_wrapper",
         "splits",
         "train",
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
@@ -93,8 +95,8 @@ ALLOWED = {
     "rich": {"console", "progress", "cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
-LAZY = {"gradients", "splits", "noise", "interop.process", "interop.activations", "interop.schedules"}
-# They change the process, or wait for TensorFlow, so nobody imports them in passing.
+LAZY = {"gradients", "splits", "noise", "interop.activations", "interop.process", "interop.schedules"}
+# They change the process that imports them, so nobody does it in passing.
 NEVER_EAGER = {"tensorflow_model_optimization", "tf_keras"}
 
 

@@ -1,39 +1,21 @@
 """Schedules of the TensorFlow Model Optimization toolkit (tfmot) to ours and back.
 
-Both count training steps, at two moments: tfmot's step s comes before batch s is applied, ours after it. The same
-numbers thus act one batch later here. Reading a schedule needs no tfmot: class names and attributes say all.
+Both count the batches from 1 and act just before a batch is applied. Reading a schedule needs no tfmot.
 """
 
+import dataclasses
 from typing import Any
 
 from mobileprune.errors import SparsityError
 from mobileprune.interop import process
-from mobileprune.schedules import ConstantSparsity, PolynomialDecay, PruningSchedule
-
-_FIELDS: dict[str, tuple[type[PruningSchedule], dict[str, type]]] = {
-    "ConstantSparsity": (
-        ConstantSparsity,
-        {"target_sparsity": float, "begin_step": int, "end_step": int, "frequency": int},
-    ),
-    "PolynomialDecay": (
-        PolynomialDecay,
-        {
-            "initial_sparsity": float,
-            "final_sparsity": float,
-            "begin_step": int,
-            "end_step": int,
-            "power": float,
-            "frequency": int,
-        },
-    ),
-}
+from mobileprune.schedules import SCHEDULES, PolynomialDecay, PruningSchedule, as_schedule
 
 
 def schedule_from_tfmot(schedule: Any) -> PruningSchedule:
     """Our schedule with the numbers of one of tfmot's; one of ours comes back as it is.
 
-    A `PolynomialDecay` of ours reaches `final_sparsity` at `end_step` whatever `frequency` is; tfmot's stops short of
-    it when `end_step - begin_step` is no multiple of `frequency`.
+    Where `prune_low_magnitude` takes a schedule it takes tfmot's, too. A schedule of ours acts at its `end_step`
+    whatever `frequency` is; tfmot's stops short of its final sparsity when `end_step - begin_step` is no multiple.
 
     Raises:
         SparsityError: it is none of tfmot's two classes, or one that could never act.
@@ -42,18 +24,7 @@ def schedule_from_tfmot(schedule: Any) -> PruningSchedule:
         >>> schedule_from_tfmot(tfmot.sparsity.keras.ConstantSparsity(0.5, 0))     # doctest: +SKIP
         ConstantSparsity(target_sparsity=0.5, begin_step=0, end_step=-1, frequency=100)
     """
-    if isinstance(schedule, PruningSchedule):
-        return schedule
-    name = type(schedule).__name__
-    kind, fields = _FIELDS.get(name, (None, {}))
-    missing = [field for field in fields if not hasattr(schedule, field)]
-    if kind is None or missing:
-        reason = f"it has no {', '.join(missing)}" if missing else f"known are {' and '.join(_FIELDS)}"
-        raise SparsityError(
-            f"A {name} of {type(schedule).__module__} cannot be read as a schedule: {reason}. "
-            "Derive from mobileprune.PruningSchedule for a schedule of your own."
-        )
-    return kind(**{field: convert(getattr(schedule, field)) for field, convert in fields.items()})
+    return as_schedule(schedule)
 
 
 def to_tfmot_schedule(schedule: PruningSchedule) -> Any:
@@ -74,9 +45,9 @@ def to_tfmot_schedule(schedule: PruningSchedule) -> Any:
     if type(schedule).__module__.startswith("tensorflow_model_optimization."):
         return schedule
     name = type(schedule).__name__
-    if type(schedule) not in (ConstantSparsity, PolynomialDecay):
-        raise SparsityError(f"tfmot has no schedule like {name}. It has {' and '.join(_FIELDS)}.")
-    values = {field: getattr(schedule, field) for field in _FIELDS[name][1]}
+    if type(schedule) is not SCHEDULES.get(name):
+        raise SparsityError(f"tfmot has no schedule like {name}. It has {' and '.join(SCHEDULES)}.")
+    values = dataclasses.asdict(schedule)
     if isinstance(schedule, PolynomialDecay):
         length = schedule.end_step - schedule.begin_step
         values["frequency"] = min(schedule.frequency, length)

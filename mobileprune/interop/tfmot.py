@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mobileprune.errors import DatasetError, InteropError, ModelError, OutputError, SparsityError
+from mobileprune.errors import DatasetError, InteropError, ModelError, OutputError, SparsityError, known_names
 from mobileprune.files import read_json, write_json
 from mobileprune.graph import clone, leaves, same_layer
 from mobileprune.interop import process
@@ -23,10 +23,9 @@ from mobileprune.interop.layers import carry_weights
 from mobileprune.interop.schedules import reached_by_tfmot, to_tfmot_schedule
 from mobileprune.models import gives_probabilities
 from mobileprune.noise import described
-from mobileprune.sparsify import PRUNABLE
+from mobileprune.prunable import kernels_of
 from mobileprune.train import OnBatch, OnEpoch, TrainSettings, _one_cycle
 
-_PRUNABLE_NAMES = frozenset(kind.__name__ for kind in PRUNABLE)
 Train = Callable[[Any, list[Any]], object]
 
 
@@ -73,7 +72,8 @@ def prune_low_magnitude_with_tfmot(
         "block_pooling_type": block_pooling_type,
         "sparsity_m_by_n": sparsity_m_by_n,
     }
-    wrapped = _wrap(to_tf_keras(model), pruning_schedule, params)
+    chosen = {(layer.name, type(layer).__name__) for _, layer in leaves(model) if kernels_of(layer)}
+    wrapped = _wrap(to_tf_keras(model), chosen, pruning_schedule, params)
     train(wrapped, [process.tfmot().UpdatePruningStep()])
     return _brought_back(wrapped, model)
 
@@ -169,8 +169,8 @@ def _check_reached(schedule: Any, steps: int) -> None:
         )
 
 
-def _wrap(twin: Any, pruning_schedule: Any, params: dict[str, Any]) -> Any:
-    """tfmot's wrapped model, around the layers of `twin`."""
+def _wrap(twin: Any, chosen: set[tuple[str, str]], pruning_schedule: Any, params: dict[str, Any]) -> Any:
+    """tfmot's wrapped model, around the layers of `twin` with the chosen names and kinds."""
     old, tfmot = process.tf_keras(), process.tfmot()
     wrapped = []
 
@@ -178,21 +178,22 @@ def _wrap(twin: Any, pruning_schedule: Any, params: dict[str, Any]) -> Any:
         if isinstance(layer, old.Model):
             return old.models.clone_model(layer, clone_function=wrap)
         schedule = _schedule_for(layer.name, pruning_schedule)
-        if type(layer).__name__ not in _PRUNABLE_NAMES or schedule is None:
+        if (layer.name, type(layer).__name__) not in chosen or schedule is None:
             return layer
         wrapped.append(layer.name)
         return tfmot.prune_low_magnitude(layer, to_tfmot_schedule(schedule), **params)
 
     try:
         model = old.models.clone_model(twin, clone_function=wrap)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         last = wrapped[-1] if wrapped else twin.name
         raise InteropError(
             f"tfmot refuses to prune {last!r}: {described(error)} Leave it dense: a schedule of None for its name in a "
             "mapping."
         ) from error
     if not wrapped:
-        raise SparsityError(f"{twin.name!r} has no layer to prune. Known: {', '.join(sorted(_PRUNABLE_NAMES))}.")
+        names = known_names(name for name, _ in sorted(chosen)) or "none"
+        raise SparsityError(f"No layer of {twin.name!r} has a schedule. Layers with kernels: {names}.")
     return model
 
 

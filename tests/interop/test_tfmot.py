@@ -143,5 +143,5 @@ def test_what_the_toolkit_refuses_is_named():
     upwards = keras.Sequential([keras.Input((8, 3)), layers.Conv1DTranspose(2, 3, name="upwards")])
     with pytest.raises(mp.InteropError, match="tfmot refuses to prune 'upwards'"):
         mp.prune_low_magnitude_with_tfmot(upwards, schedule, fit)
-    with pytest.raises(mp.errors.SparsityError, match="no layer to prune"):
+    with pytest.raises(mp.errors.SparsityError, match="Layers with kernels: first, second"):
         mp.prune_low_magnitude_with_tfmot(dense(), {"head": schedule}, fit)
