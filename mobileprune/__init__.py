@@ -40,7 +40,11 @@ _HOMES = {
     "report.markdown": ("write_markdown",),
     "records": ("Latency", "Manifest", "Preprocess", "Stage", "Variant", "Verification"),
     "run": ("Run", "Task"),
-    "errors": ("MobilePruneError",),
+    "interop.bridge": ("to_tf_keras",),
+    "interop.files": ("from_tf_keras",),
+    "interop.schedules": ("schedule_from_tfmot", "to_tfmot_schedule"),
+    "interop.tfmot": ("prune_low_magnitude_with_tfmot", "train_with_tfmot"),
+    "errors": ("InteropError", "MobilePruneError"),
     "noise": ("quiet_tensorflow",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -23,6 +23,10 @@ class SparsityError(MobilePruneError):
     """A sparsity schedule or a wrapper that could never do what it says."""
 
 
+class InteropError(MobilePruneError):
+    """Something has no equivalent on the other side of the bridge between Keras 3 and Keras 2."""
+
+
 class PlanError(MobilePruneError):
     """A pruning plan or target that the model cannot meet."""
 

@@ -18,6 +18,11 @@ LAYERS = (
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
         *("prunable", "sparsity_allocation"),
     },
+    {"interop.process"},
+    {"interop.activations", "interop.operations", "interop.schedules"},
+    {"interop.layers"},
+    {"interop.bridge"},
+    {"interop.files"},
     {
         "preprocess",
         "pruning_wrapper",
@@ -45,7 +50,7 @@ LAYERS = (
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
     {"importance", "train", "manifest"},
-    {"allocation"},
+    {"allocation", "interop.tfmot"},
     {"plan"},
     {"surgery", "run"},
     {"prune"},
@@ -53,7 +58,7 @@ LAYERS = (
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.
-EMPTY = {"", "datasets", "report"}
+EMPTY = {"", "datasets", "interop", "report"}
 
 # Foreign packages that only some modules may import, wherever the import stands.
 ALLOWED = {
@@ -72,6 +77,7 @@ ALLOWED = {
             "models",
             "train",
             "convert",
+            *("interop.bridge", "interop.operations"),
         ),
         "datasets.fashion_mnist",  # its download, inside a function
     },
@@ -85,17 +91,20 @@ ALLOWED = {
         "pruning_wrapper",
         "splits",
         "train",
+        *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
     "ai_edge_litert": {"tflite_graph", "tflite_worker"},
     "litert_quantizer": {"recipes"},
-    "tensorflow_model_optimization": set(),
-    "tf_keras": set(),
+    "tensorflow_model_optimization": {"interop.process"},
+    "tf_keras": {"interop.process"},
     "matplotlib": {"report.html"},
     "jinja2": {"report.html", "report.markdown"},
     "rich": {"console", "progress", "cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
-LAZY = {"gradients", "splits", "noise"}
+LAZY = {"gradients", "splits", "noise", "interop.activations", "interop.process", "interop.schedules"}
+# They change the process that imports them, so nobody does it in passing.
+NEVER_EAGER = {"tensorflow_model_optimization", "tf_keras"}
 
 
 def sources(package: Path) -> dict[str, ast.Module]:
@@ -141,16 +150,10 @@ def layer_of(name: str) -> int | None:
     return next((number for number, layer in enumerate(LAYERS) if name in layer), None)
 
 
-def interop(name: str) -> bool:
-    return name.split(".")[0] == "interop"
-
-
 def violations(modules: dict[str, ast.Module]) -> list[str]:
     """Every broken rule as a sentence."""
     found = []
     for name, tree in modules.items():
-        if interop(name):
-            continue
         level = layer_of(name)
         own = own_imports(tree, set(modules))
         if name in EMPTY:
@@ -165,8 +168,9 @@ def violations(modules: dict[str, ast.Module]) -> list[str]:
         for package, users in ALLOWED.items():
             if package in roots and name not in users:
                 found.append(f"{name} imports {package}")
-        if name in LAZY and "tensorflow" in {full.split(".")[0] for full in imported(top_level(tree))}:
-            found.append(f"{name} imports tensorflow when it is imported")
+        late = roots & (NEVER_EAGER | ({"tensorflow"} if name in LAZY else set()))
+        eager = {full.split(".")[0] for full in imported(top_level(tree))} if late else set()
+        found += [f"{name} imports {other} when it is imported" for other in sorted(late & eager)]
         if roots & {"pipelines", "classify_mobile", "classify_flags", "export_stages", "tests"}:
             found.append(f"{name} imports a pipeline or a test")
         if any(full.startswith(".") for full in imported(tree)):
@@ -288,6 +292,9 @@ def test_a_planted_circle_is_noticed(package):
     assert any({"errors", "run"} <= set(chain) for chain in cycles(planted))
 
 
-def test_interop_may_import_what_others_may_not(package):
-    planted = {**package, "interop.tfmot": ast.parse("import tf_keras, tensorflow_model_optimization")}
-    assert violations(planted) == []
+def test_one_module_imports_keras_2_and_only_inside_functions(package):
+    inside = "def f():\n    import tf_keras, tensorflow_model_optimization"
+    assert violations({**package, "interop.process": ast.parse(inside)}) == []
+    for name, line in (("interop.tfmot", inside), ("interop.process", "import tf_keras")):
+        found = violations({**package, name: ast.parse(line)})
+        assert any(sentence.startswith(f"{name} imports tf_keras") for sentence in found)
