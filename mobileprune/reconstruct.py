@@ -48,8 +48,8 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         DatasetError: the images do not fit the model.
     """
     changed, unfitted = _changed(before, after)
-    sinks = _bias_sinks(smaller)
-    originals = _Originals(play(original, images), set(changed))
+    sinks = bias_sinks(smaller)
+    originals = Originals(play(original, images), set(changed))
     fitted: set[str] = set()
     for step in play(smaller, images):
         if step.path not in changed or step.path in fitted:
@@ -63,7 +63,7 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
     return unfitted
 
 
-class _Originals:
+class Originals:
     """What layers of the original model are called on, in whatever order they are asked for."""
 
     def __init__(self, steps: Iterator[Step], wanted: set[str]) -> None:
@@ -135,7 +135,7 @@ def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:
     map.assign(weights, offset)
 
 
-def _bias_sinks(model: Any) -> dict[str, Any]:
+def bias_sinks(model: Any) -> dict[str, Any]:
     """For layers without an activation the batch normalisation that alone reads them: its mean can take the bias."""
     found: dict[str, Any] = {}
     _sinks(functional_graph(model), "", found)
