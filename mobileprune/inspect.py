@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.graph import inline_nested, is_nested, leaves
+from mobileprune.graph import is_nested
 from mobileprune.masks import zero_fraction
 from mobileprune.models import check_readable
-from mobileprune.sparsify import PRUNABLE, PruneLowMagnitude, sparsity, strip_pruning
+from mobileprune.prunable import prunable_weights
+from mobileprune.pruning_wrapper import wrapped_layers
+from mobileprune.sparsify import sparsity, strip_pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             channels=len(ids.outputs.get(name, ())),
             macs=macs.get(name, 0),
             params=int(layer.count_params()),
-            sparsity=zero_fraction([np.asarray(getattr(layer, kernel)) for kernel in PRUNABLE.get(type(layer), ())]),
+            sparsity=zero_fraction([np.asarray(kernel) for kernel in prunable_weights(layer).values()]),
         )
         for name, layer in ids.layers.items()
         if layer.weights and not is_nested(layer)
@@ -78,6 +80,4 @@ def plain(model: Any) -> Any:
         ModelError: the model, or one nested in it, is subclassed or not built.
     """
     check_readable(model)
-    if not any(isinstance(layer, PruneLowMagnitude) for _, layer in leaves(model)):
-        return model
-    return strip_pruning(inline_nested(model))
+    return strip_pruning(model) if wrapped_layers(model) else model

@@ -14,8 +14,8 @@ import numpy as np
 
 from mobileprune.errors import ModelError, known_names
 from mobileprune.graph import check_finite, functional_graph, inline_nested, is_nested, leaves
+from mobileprune.pruning_wrapper import PruneLowMagnitude  # also registers it, for files with wrapped layers
 from mobileprune.records import Preprocess
-from mobileprune.sparsify import PruneLowMagnitude  # its import also registers it, for files with wrapped layers
 
 layers = keras.layers
 

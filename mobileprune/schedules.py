@@ -1,4 +1,4 @@
-"""From training step to sparsity. A step is one applied batch."""
+"""From training step to sparsity. Step s is the s-th batch: masks are brought up to date just before it is applied."""
 
 import dataclasses
 from typing import Any
@@ -8,19 +8,19 @@ from mobileprune.errors import SparsityError
 
 @dataclasses.dataclass(frozen=True)
 class PruningSchedule:
-    """Base of the schedules: how sparse the weights are after `step` batches, and when the masks change."""
+    """Base of the schedules: how sparse the weights are at each step, and when the masks change."""
 
     def sparsity(self, step: int) -> float:
-        """The share of weights that are zero after `step` applied batches, 0 to 1."""
+        """The share of weights that are zero from the `step`-th batch on, 0 to 1."""
         raise TypeError(f"{type(self).__name__} does not say its sparsity. Use PolynomialDecay or ConstantSparsity.")
 
     def should_update(self, step: int) -> bool:
-        """Whether the masks are computed anew after `step` applied batches."""
+        """Whether the masks are computed anew before the `step`-th batch; there is no batch 0."""
         raise TypeError(f"{type(self).__name__} does not say when to act. Use PolynomialDecay or ConstantSparsity.")
 
     @property
     def last_step(self) -> int:
-        """A step from which on the sparsity does not change any more."""
+        """The step from which on the sparsity does not change any more."""
         raise TypeError(f"{type(self).__name__} does not say when it ends. Use PolynomialDecay or ConstantSparsity.")
 
     def get_config(self) -> dict[str, Any]:
@@ -53,7 +53,9 @@ class ConstantSparsity(PruningSchedule):
 
     @property
     def last_step(self) -> int:
-        return self.begin_step
+        # The first step at which it acts.
+        first = self.begin_step or self.frequency
+        return first if self.end_step == -1 else min(first, self.end_step)
 
     def sparsity(self, step: int) -> float:
         return self.target_sparsity if step >= self.begin_step else 0.0
@@ -134,6 +136,19 @@ def schedule_from_config(config: dict[str, Any]) -> PruningSchedule:
         raise SparsityError(f"Not a complete {kind.__name__}: {error}.") from error
 
 
+def as_schedule(given: Any) -> PruningSchedule:
+    """A schedule, be it ours or the TensorFlow Model Optimization toolkit's of the same name.
+
+    Raises:
+        SparsityError: it is neither.
+    """
+    if isinstance(given, PruningSchedule):
+        return given
+    if type(given).__name__ in SCHEDULES and hasattr(given, "get_config"):
+        return schedule_from_config(given.get_config())
+    raise SparsityError(f"{given!r} is no pruning schedule. Use one of {', '.join(SCHEDULES)}.")
+
+
 def _check_sparsity(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise SparsityError(f"{name} must be at least 0 and less than 1. Received: {value}.")
@@ -144,11 +159,13 @@ def _check_steps(begin: int, end: int, frequency: int) -> None:
         raise SparsityError(
             f"begin_step must not be negative and frequency at least 1. Received: begin_step={begin}, {frequency=}."
         )
-    if end != -1 and end < begin:
-        raise SparsityError(f"The schedule ends before it begins: begin_step={begin}, end_step={end}.")
+    if end != -1 and end < max(begin, 1):
+        raise SparsityError(
+            f"The schedule ends before it can act: begin_step={begin}, end_step={end}; the first batch is step 1."
+        )
 
 
 def _acts_at(step: int, begin: int, end: int, frequency: int) -> bool:
-    if step < begin or (end != -1 and step > end):
+    if step < max(begin, 1) or (end != -1 and step > end):
         return False
     return (step - begin) % frequency == 0 or step == end

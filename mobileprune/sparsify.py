@@ -1,151 +1,60 @@
 """Weight sparsity on Keras 3 models: wrap, train with a callback, strip.
 
-The names and their meaning are those of the TensorFlow Model Optimization toolkit. A wrapped layer projects its kernel
-onto its mask in the variable's constraint: there every optimizer step meets it, and masks and weights develop as they
-do in that toolkit.
+The names and their meaning are those of the TensorFlow Model Optimization toolkit.
 """
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from mobileprune.errors import SparsityError, known_names
-from mobileprune.graph import clone, inline_nested, same_layer
-from mobileprune.masks import magnitude_mask, zero_fraction
-from mobileprune.schedules import PolynomialDecay, PruningSchedule, schedule_from_config
+from mobileprune.errors import SparsityError
+from mobileprune.graph import clone, functional_graph, same_layer
+from mobileprune.masks import zero_fraction
+from mobileprune.prunable import kernels_of, prunable_weights, variable_at
+from mobileprune.pruning_wrapper import PruneLowMagnitude, update_masks, wrapped_layers
+from mobileprune.schedules import ConstantSparsity, PruningSchedule, as_schedule
 
-layers = keras.layers
-
-# The weights of each layer that masks may zero. Depthwise kernels are few, precious, and slow when sparse.
-PRUNABLE: dict[type, tuple[str, ...]] = {
-    layers.Conv1D: ("kernel",),
-    layers.Conv2D: ("kernel",),
-    layers.Conv1DTranspose: ("kernel",),
-    layers.Conv2DTranspose: ("kernel",),
-    layers.SeparableConv1D: ("pointwise_kernel",),
-    layers.SeparableConv2D: ("pointwise_kernel",),
-    layers.Dense: ("kernel",),
-}
-
-PREFIX = "prune_low_magnitude_"
+Schedules = Any | Mapping[str, Any]
 
 
-class _Projection(keras.constraints.Constraint):
-    """Zeroes what the mask removes, after any constraint that the layer already had."""
-
-    def __init__(self, mask: Any, inner: Any) -> None:
-        self.mask, self.inner = mask, inner
-
-    def __call__(self, weights: Any) -> Any:
-        weights = weights if self.inner is None else self.inner(weights)
-        return weights * keras.ops.cast(self.mask, weights.dtype)
-
-
-@keras.saving.register_keras_serializable(package="mobileprune")
-class PruneLowMagnitude(keras.layers.Wrapper):
-    """A layer whose smallest weights are kept at zero.
-
-    Args:
-        layer: a layer with a kernel, see `PRUNABLE`.
-        pruning_schedule: when the masks change and how sparse they are; None keeps the masks as they are.
-        nested: masks only ever lose weights: a zero never comes back.
-
-    The shapes of inputs and outputs are the layer's own. Use `prune_low_magnitude` to wrap a layer or a model.
-    """
-
-    def __init__(
-        self, layer: Any, pruning_schedule: PruningSchedule | None = None, nested: bool = False, **kwargs: Any
-    ) -> None:
-        if type(layer) not in PRUNABLE:
-            known = known_names(kind.__name__ for kind in PRUNABLE)
-            raise SparsityError(f"{type(layer).__name__} {layer.name!r} has no weights to prune. Known: {known}.")
-        kwargs.setdefault("name", PREFIX + layer.name)
-        # The layer's own precision, or the wrapper would round the inputs to the default one.
-        kwargs.setdefault("dtype", layer.dtype_policy)
-        super().__init__(layer, **kwargs)
-        self.pruning_schedule, self.nested = pruning_schedule, nested
-        self.masks: dict[str, Any] = {}
-
-    def build(self, input_shape: Any = None) -> None:
-        super().build(input_shape)
-        for attribute in PRUNABLE[type(self.layer)]:
-            weights = getattr(self.layer, attribute)
-            mask = self.add_weight(
-                name=f"{attribute}_mask", shape=weights.shape, initializer="ones", dtype="float32", trainable=False
-            )
-            self.masks[attribute] = mask
-            weights.constraint = _Projection(mask, weights.constraint)
-        self.pruning_step = self.add_weight(
-            name="pruning_step", shape=(), initializer="zeros", dtype="int32", trainable=False
-        )
-
-    def call(self, inputs: Any) -> Any:
-        return self.layer(inputs)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return self.layer.compute_output_shape(input_shape)
-
-    def pruned_weights(self) -> list[tuple[Any, Any]]:
-        """Every pruned variable with the variable that holds its mask."""
-        return [(getattr(self.layer, attribute), mask) for attribute, mask in self.masks.items()]
-
-    def update_masks(self, step: int) -> None:
-        """Computes the masks for `step` from the weights as they are, and zeroes what they remove."""
-        if self.pruning_schedule is None:
-            return
-        sparsity = self.pruning_schedule.sparsity(step)
-        for weights, mask in self.pruned_weights():
-            values = np.asarray(weights)
-            chosen = magnitude_mask(values, sparsity)
-            if self.nested:
-                chosen &= np.asarray(mask) > 0
-            mask.assign(chosen.astype("float32"))
-            weights.assign(values * chosen)
-
-    def project(self) -> None:
-        """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights."""
-        for weights, mask in self.pruned_weights():
-            weights.assign(np.where(np.asarray(mask) > 0, np.asarray(weights), 0))
-
-    def mask_zeros(self) -> None:
-        """Makes the zeros that the weights have now the mask."""
-        for weights, mask in self.pruned_weights():
-            mask.assign((np.asarray(weights) != 0).astype("float32"))
-
-    def get_config(self) -> dict[str, Any]:
-        schedule = None if self.pruning_schedule is None else self.pruning_schedule.get_config()
-        return {**super().get_config(), "pruning_schedule": schedule, "nested": self.nested}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "PruneLowMagnitude":
-        config = dict(config)
-        layer = keras.saving.deserialize_keras_object(config.pop("layer"), custom_objects=custom_objects)
-        schedule = config.pop("pruning_schedule")
-        return cls(layer, None if schedule is None else schedule_from_config(schedule), **config)
-
-
-Schedules = PruningSchedule | Mapping[str, PruningSchedule | None]
-
-
-def prune_low_magnitude(to_prune: Any, pruning_schedule: Schedules | None = None, *, nested: bool = False) -> Any:
+def prune_low_magnitude(
+    to_prune: Any,
+    pruning_schedule: Schedules | None = None,
+    block_size: tuple[int, int] = (1, 1),
+    block_pooling_type: str = "AVG",
+    pruning_policy: Any = None,
+    sparsity_m_by_n: tuple[int, int] | None = None,
+    *,
+    nested: bool = False,
+    allocation: str = "uniform",
+    **kwargs: Any,
+) -> Any:
     """Wraps a layer, or every layer with kernels of a model, so that training makes it sparse.
 
     Args:
-        to_prune: an unbuilt layer, or a built Sequential or functional model (left as it is). Models nested in it are
-            joined into one graph.
-        pruning_schedule: one schedule, or a mapping from wildcard patterns of layer names to schedules (None leaves
-            the layer dense; the first pattern that matches counts; layers that none matches stay dense). By default a
-            decay from 50% to 80% over 1,000 steps.
+        to_prune: a layer, a list of layers, or a built Sequential or functional model (left as it is). Models nested in
+            it are wrapped inside.
+        pruning_schedule: one schedule, ours or the TensorFlow Model Optimization toolkit's, or a mapping from wildcard
+            patterns of layer names to schedules (None leaves the layer dense; the first pattern that matches counts;
+            layers that none matches stay dense). By default a constant 50%.
+        block_size: (inputs, outputs) of the blocks that are kept or removed as a whole, in every tap of a convolution.
+        block_pooling_type: `"AVG"` or `"MAX"`, what stands for the magnitude of a block.
+        pruning_policy: an object whose `allow_pruning(layer)` says which layers are wrapped, and whose
+            `ensure_model_supports_pruning(model)` may refuse the model.
+        sparsity_m_by_n: (m, n): m of each n consecutive inputs are zero; schedules say only when masks are updated.
         nested: zeros that the model already has stay, and masks only ever lose weights.
+        allocation: `"uniform"`, `"global"` or `"erk"`: how the sparsity is shared among layers of one schedule.
+        **kwargs: for the wrapper, when a layer is wrapped.
 
     Returns:
-        The wrapped layer, or a new uncompiled model. Train it with `UpdatePruningStep` among the callbacks.
+        The wrapped layer or layers, or a new uncompiled model. Train it with `UpdatePruningStep` among the callbacks.
 
     Raises:
-        SparsityError: there is nothing to prune.
+        SparsityError: there is nothing to prune, or a value cannot be meant.
+        ModelError: the model, or one nested in it, is subclassed or not built.
 
     Example:
         >>> schedule = PolynomialDecay(0.0, 0.8, begin_step=0, end_step=1000)
@@ -153,10 +62,28 @@ def prune_low_magnitude(to_prune: Any, pruning_schedule: Schedules | None = None
         >>> sparse.name
         'prune_low_magnitude_dense'
     """
-    schedule = PolynomialDecay(0.5, 0.8, begin_step=0, end_step=1000) if pruning_schedule is None else pruning_schedule
+    schedule = ConstantSparsity(0.5, begin_step=0) if pruning_schedule is None else pruning_schedule
+    settings: dict[str, Any] = {
+        "block_size": block_size,
+        "block_pooling_type": block_pooling_type,
+        "sparsity_m_by_n": sparsity_m_by_n,
+        "nested": nested,
+        "allocation": allocation,
+    }
+    if isinstance(to_prune, list | tuple):
+        return [prune_low_magnitude(one, schedule, pruning_policy=pruning_policy, **settings) for one in to_prune]
     if not isinstance(to_prune, keras.Model):
-        return PruneLowMagnitude(to_prune, _schedule_for(to_prune.name, schedule), nested)
-    return _wrap(to_prune, lambda name: _schedule_for(name, schedule), nested, skip_none=True)
+        if isinstance(to_prune, PruneLowMagnitude | keras.layers.InputLayer) or not _allowed(pruning_policy, to_prune):
+            return to_prune
+        return PruneLowMagnitude(to_prune, _schedule_for(to_prune.name, schedule), **settings, **kwargs)
+    if pruning_policy is not None:
+        pruning_policy.ensure_model_supports_pruning(to_prune)
+
+    def wrap(layer: Any, copy: Any) -> Any:
+        chosen = _schedule_for(layer.name, schedule) if _allowed(pruning_policy, layer) else None
+        return copy if chosen is None else PruneLowMagnitude(copy, chosen, **settings)
+
+    return _wrap(to_prune, wrap, nested)
 
 
 def hold_zeros(model: Any) -> Any:
@@ -169,7 +96,7 @@ def hold_zeros(model: Any) -> Any:
         >>> held = hold_zeros(pruned); held.compile(...); held.fit(...)             # doctest: +SKIP
         >>> pruned = strip_pruning(held)                                            # doctest: +SKIP
     """
-    return _wrap(model, lambda name: None, nested=True, skip_none=False)
+    return _wrap(model, lambda layer, copy: PruneLowMagnitude(copy, None, nested=True), keeps_zeros=True)
 
 
 def strip_pruning(model: Any) -> Any:
@@ -178,22 +105,14 @@ def strip_pruning(model: Any) -> Any:
     Returns:
         A new uncompiled model without any mobileprune layer.
     """
-
-    pairs = []
-
-    def plain(layer: Any) -> Any:
-        copy = same_layer(layer.layer if isinstance(layer, PruneLowMagnitude) else layer)
-        pairs.append((layer, copy))
-        return copy
-
-    stripped = clone(model, plain)
+    stripped, pairs = _copied(model, lambda layer: layer.layer if isinstance(layer, PruneLowMagnitude) else layer)
     for old, new in pairs:
         if not isinstance(old, PruneLowMagnitude):
             new.set_weights(old.get_weights())
             continue
         new.set_weights(old.layer.get_weights())
-        for attribute, mask in old.masks.items():
-            variable = getattr(new, attribute)
+        for kernel, _, mask in old.pruned_weights():
+            variable = variable_at(new, kernel.path)
             # Not a product: that leaves negative zeros, whose sign bits make files compress worse.
             variable.assign(np.where(np.asarray(mask) > 0, np.asarray(variable), 0))
     return stripped
@@ -201,103 +120,73 @@ def strip_pruning(model: Any) -> Any:
 
 def prune_now(model: Any) -> Any:
     """Brings a wrapped model to its schedules' final sparsity at once, without training; returns `model`."""
-    for layer in model.layers:
-        if isinstance(layer, PruneLowMagnitude) and layer.pruning_schedule is not None:
-            layer.update_masks(layer.pruning_schedule.last_step)
+    last: dict[int, list[PruneLowMagnitude]] = {}
+    for layer in wrapped_layers(model):
+        if layer.pruning_schedule is not None:
+            last.setdefault(layer.pruning_schedule.last_step, []).append(layer)
+    for step, wrapped in last.items():
+        update_masks(wrapped, step)
     return model
 
 
 def sparsity(model: Any) -> float:
-    """Share of exact zeros among all weights that masks may zero (see `PRUNABLE`), wrapped, nested or not."""
-    inner = {id(layer): layer for layer in _inner_layers(model)}.values()
-    return zero_fraction(
-        [np.asarray(getattr(layer, name)) for layer in inner for name in PRUNABLE.get(type(layer), ())]
-    )
+    """Share of exact zeros among all weights that masks may zero (see `prunable`), wrapped, nested or not."""
+    inner = {id(layer): layer for layer in _leaves(model)}.values()
+    return zero_fraction([np.asarray(weights) for layer in inner for weights in prunable_weights(layer).values()])
 
 
-def _inner_layers(model: Any) -> Iterator[Any]:
+def _leaves(model: Any) -> list[Any]:
+    found = []
     for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _inner_layers(layer)
-        else:
-            yield layer.layer if isinstance(layer, PruneLowMagnitude) else layer
+        found += _leaves(layer) if isinstance(layer, keras.Model) else [layer]
+    return [layer.layer if isinstance(layer, PruneLowMagnitude) else layer for layer in found]
 
 
-class UpdatePruningStep(keras.callbacks.Callback):
-    """Updates the masks of a wrapped model as training goes on; `fit` needs it.
-
-    The masks of step s are computed after s applied batches, so a schedule whose `end_step` is the number of batches
-    ends with its final sparsity.
-
-    Raises:
-        SparsityError: at the start of training, when the model has no wrapped layer.
-    """
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._wrapped = [layer for layer in self.model.layers if isinstance(layer, PruneLowMagnitude)]
-        if not self._wrapped:
-            raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
-        self._last_batch = -1
-        for layer in self._wrapped:
-            step = int(layer.pruning_step)
-            self._update(layer, range(step, step + 1))
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._last_batch = -1
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # With `steps_per_execution` Keras calls once for several batches, with the index of the last one, which at
-        # the end of an epoch may lie beyond the data. Hand-written loops may start again at 0 without a new epoch.
-        steps = (self.params or {}).get("steps")
-        last = batch if steps is None else min(batch, steps - 1)
-        applied = last - self._last_batch if last > self._last_batch else last + 1
-        self._last_batch = last
-        for layer in self._wrapped:
-            step = int(layer.pruning_step)
-            layer.pruning_step.assign(step + applied)
-            self._update(layer, range(step + 1, step + applied + 1))
-
-    def on_train_end(self, logs: Any = None) -> None:
-        # An optimizer that averages weights has just written the averages over the zeros.
-        for layer in self._wrapped:
-            layer.project()
-
-    def _update(self, layer: PruneLowMagnitude, steps: range) -> None:
-        schedule = layer.pruning_schedule
-        acting = [] if schedule is None else [step for step in steps if schedule.should_update(step)]
-        if acting:
-            layer.update_masks(acting[-1])
-
-
-def _wrap(model: Any, schedule_for: Callable[[str], PruningSchedule | None], nested: bool, skip_none: bool) -> Any:
-    model = inline_nested(model)
-    if any(isinstance(layer, PruneLowMagnitude) for layer in model.layers):
+def _wrap(model: Any, wrap: Callable[[Any, Any], Any], keeps_zeros: bool) -> Any:
+    if wrapped_layers(model):
         raise SparsityError(f"{model.name!r} holds wrapped layers already: strip_pruning it first.")
-    pairs = []
-
-    def wrapped(layer: Any) -> Any:
-        copy = same_layer(layer)
-        schedule = schedule_for(layer.name)
-        if type(layer) in PRUNABLE and not (skip_none and schedule is None):
-            copy = PruneLowMagnitude(copy, schedule, nested)
-        pairs.append((layer, copy))
-        return copy
-
-    result = clone(model, wrapped)
+    result, pairs = _copied(
+        model, lambda layer: layer, lambda layer, copy: wrap(layer, copy) if kernels_of(copy) else copy
+    )
     for old, new in pairs:
         if not isinstance(new, PruneLowMagnitude):
             new.set_weights(old.get_weights())
             continue
         new.layer.set_weights(old.get_weights())
-        if nested:
+        if keeps_zeros:
             new.mask_zeros()
-    if not any(isinstance(layer, PruneLowMagnitude) for layer in result.layers):
-        known = known_names(kind.__name__ for kind in PRUNABLE)
-        raise SparsityError(f"Nothing to prune in {model.name!r}: no layer of {known} with a schedule.")
+    if not wrapped_layers(result):
+        raise SparsityError(f"Nothing to prune in {model.name!r}: no layer with kernels has a schedule.")
     return result
 
 
+def _copied(
+    model: Any, plain: Callable[[Any], Any], changed: Callable[[Any, Any], Any] = lambda layer, copy: copy
+) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A new model with `changed(layer, copy of plain(layer))` for each layer, nested ones too; all pairs (old, new)."""
+    pairs: list[tuple[Any, Any]] = []
+
+    def copied(layer: Any) -> Any:
+        if isinstance(layer, keras.Model):
+            functional_graph(layer)
+            return clone(layer, copied)
+        copy = same_layer(plain(layer))
+        build_config = plain(layer).get_build_config()
+        if build_config and kernels_of(copy):
+            # Built like the original: a wrapper cannot tell which of several inputs is which.
+            copy.build_from_config(build_config)
+        pairs.append((layer, changed(layer, copy)))
+        return pairs[-1][1]
+
+    return clone(model, copied), pairs
+
+
+def _allowed(policy: Any, layer: Any) -> bool:
+    return policy is None or bool(policy.allow_pruning(layer))
+
+
 def _schedule_for(name: str, schedules: Schedules) -> PruningSchedule | None:
-    if isinstance(schedules, PruningSchedule):
-        return schedules
-    return next((schedule for pattern, schedule in schedules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    if not isinstance(schedules, Mapping):
+        return as_schedule(schedules)
+    found = next((schedule for pattern, schedule in schedules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+    return None if found is None else as_schedule(found)

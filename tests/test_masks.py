@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from mobileprune.errors import SparsityError
-from mobileprune.masks import magnitude_mask, zero_fraction
+from mobileprune.masks import kept_count, magnitude_mask, zero_fraction
 
 SHAPES = array_shapes(min_dims=1, max_dims=4, max_side=6)
 WEIGHTS = arrays(np.float32, SHAPES, elements=st.floats(-4, 4, width=32))
@@ -18,7 +18,7 @@ def test_exactly_the_wanted_number_of_weights_stays(weights, sparsity):
     mask = magnitude_mask(weights, sparsity)
     assert mask.shape == weights.shape
     assert mask.dtype == bool
-    assert np.count_nonzero(mask) == round(weights.size * (1 - sparsity))
+    assert np.count_nonzero(mask) == kept_count(weights.size, sparsity)
 
 
 @given(st.one_of(WEIGHTS, TIED), st.floats(0, 1))
@@ -33,7 +33,7 @@ def test_no_weight_that_goes_is_larger_than_one_that_stays(weights, sparsity):
 def test_of_equal_magnitudes_the_first_stay(weights, sparsity):
     order = np.argsort(-np.abs(weights).ravel(), kind="stable")
     expected = np.zeros(weights.size, bool)
-    expected[order[: round(weights.size * (1 - sparsity))]] = True
+    expected[order[: kept_count(weights.size, sparsity)]] = True
     np.testing.assert_array_equal(magnitude_mask(weights, sparsity).ravel(), expected)
 
 

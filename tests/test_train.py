@@ -6,9 +6,10 @@ import pytest
 
 from mobileprune.data import load_dataset
 from mobileprune.errors import ModelError, OutputError
+from mobileprune.pruning_callbacks import UpdatePruningStep
 from mobileprune.records import Preprocess
 from mobileprune.schedules import PolynomialDecay
-from mobileprune.sparsify import UpdatePruningStep, prune_low_magnitude, sparsity, strip_pruning
+from mobileprune.sparsify import prune_low_magnitude, sparsity, strip_pruning
 from mobileprune.train import (
     TrainSettings,
     compile_classifier,

@@ -12,17 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobileprune.graph import functional_graph
-from mobileprune.masks import magnitude_mask
+from mobileprune.masks import kept_count, magnitude_mask
+from mobileprune.prunable import prunable_weights
+from mobileprune.pruning_callbacks import UpdatePruningStep
+from mobileprune.pruning_wrapper import PruneLowMagnitude
 from mobileprune.schedules import ConstantSparsity, PolynomialDecay
-from mobileprune.sparsify import (
-    PRUNABLE,
-    PruneLowMagnitude,
-    UpdatePruningStep,
-    hold_zeros,
-    prune_low_magnitude,
-    sparsity,
-    strip_pruning,
-)
+from mobileprune.sparsify import hold_zeros, prune_low_magnitude, sparsity, strip_pruning
 
 layers = keras.layers
 
@@ -40,9 +35,9 @@ def equal(left, right, inputs):
 def kernels(model):
     inner = [layer.layer if isinstance(layer, PruneLowMagnitude) else layer for layer in model.layers]
     return {
-        f"{layer.name}.{name}": np.array(getattr(layer, name))
+        f"{layer.name}.{name}": np.array(weights)
         for layer in inner
-        for name in PRUNABLE.get(type(layer), ())
+        for name, weights in prunable_weights(layer).items()
     }
 
 
@@ -65,8 +60,7 @@ def train(model, steps, callbacks=(), optimizer=None, seed=0, batch_size=2):
 
 def make_sparse(model, share):
     for layer in model.layers:
-        for name in PRUNABLE.get(type(layer), ()):
-            variable = getattr(layer, name)
+        for variable in prunable_weights(layer).values():
             values = np.array(variable)
             variable.assign(np.where(magnitude_mask(values, share), values, 0))
     return model
@@ -139,7 +133,7 @@ def driven(schedule, steps):
     callback.on_train_begin()
     seen = [sparsity(wrapped)]
     for batch in range(steps):
-        callback.on_train_batch_end(batch)
+        callback.on_train_batch_begin(batch)
         seen.append(sparsity(wrapped))
     return seen
 
@@ -149,7 +143,7 @@ def driven(schedule, steps):
 def test_the_final_sparsity_is_reached_at_the_end_step_whatever_the_frequency(begin, length, frequency, final):
     end = begin + length
     seen = driven(PolynomialDecay(0.0, final, begin, end, frequency=frequency), end + 2)
-    assert seen[end:] == [(200 - round(200 * (1 - final))) / 200] * 3
+    assert seen[end:] == [(200 - kept_count(200, final)) / 200] * 3
     assert seen[: begin + 1] == [0.0] * (begin + 1)
     assert seen == sorted(seen)
 

@@ -1,0 +1,109 @@
+"""What happens to the masks while `fit` trains: they are updated, and written to TensorBoard."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mobileprune.errors import SparsityError
+from mobileprune.pruning_wrapper import PruneLowMagnitude, update_masks, wrapped_layers
+
+
+class UpdatePruningStep(keras.callbacks.Callback):
+    """Updates the masks of a wrapped model as training goes on; `fit` needs it.
+
+    A step is one applied batch, the first is step 1. Masks are computed just before a batch is applied, as in the
+    TensorFlow Model Optimization toolkit; a schedule whose `end_step` is the number of batches ends with its final
+    sparsity. With `steps_per_execution` masks can only change between executions: they are computed for the last update
+    that falls into the coming one.
+
+    In a loop of your own call `set_model(model)`, `on_train_begin()`, before each batch `on_train_batch_begin(batch)`
+    (any number will do) and at the end `on_train_end()`.
+
+    Raises:
+        SparsityError: at the start of training, when the model has no wrapped layer.
+
+    Example:
+        >>> sparse.fit(x, y, callbacks=[UpdatePruningStep()])                               # doctest: +SKIP
+    """
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._wrapped = wrapped_layers(self.model)
+        if not self._wrapped:
+            raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
+        self._steps = [int(layer.pruning_step) for layer in self._wrapped]
+        for layer in self._wrapped:
+            layer.updating = True
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._first, self._counted = batch, self._batches_at_once(batch)
+        acting: dict[int, list[PruneLowMagnitude]] = {}
+        for layer, step in zip(self._wrapped, self._steps, strict=True):
+            schedule = layer.pruning_schedule
+            coming = range(step + self._counted, step, -1)
+            last = None if schedule is None else next(filter(schedule.should_update, coming), None)
+            if last is not None:
+                acting.setdefault(last, []).append(layer)
+        for step, layers in acting.items():
+            update_masks(layers, step)
+        self._count(self._counted)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # Of data of unknown length the last execution may have been shorter.
+        surplus = self._counted - (batch - self._first + 1)
+        if 0 < surplus < self._counted:
+            self._count(-surplus)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        for layer in self._wrapped:
+            # An optimizer that averages weights has just written the averages over the zeros.
+            layer.project()
+            layer.updating = False
+
+    def _batches_at_once(self, batch: int) -> int:
+        at_once = int(getattr(self.model, "steps_per_execution", 1) or 1)
+        steps = (self.params or {}).get("steps")
+        return at_once if steps is None or at_once == 1 else max(1, min(at_once, steps - batch))
+
+    def _count(self, batches: int) -> None:
+        self._steps = [step + batches for step in self._steps]
+        for layer in self._wrapped:
+            layer.pruning_step.value.assign_add(batches)  # past Keras, whose own assignment takes twice as long
+
+
+class PruningSummaries(keras.callbacks.TensorBoard):
+    """TensorBoard's callback that also writes the sparsity and the threshold of every mask, once an epoch.
+
+    Args:
+        log_dir: the folder for the event files; the masks' own are in `metrics` inside it.
+        **kwargs: as in `keras.callbacks.TensorBoard`.
+
+    Example:
+        >>> sparse.fit(x, y, callbacks=[UpdatePruningStep(), PruningSummaries("logs")])         # doctest: +SKIP
+    """
+
+    def __init__(self, log_dir: str = "logs", **kwargs: Any) -> None:
+        super().__init__(log_dir=log_dir, **kwargs)
+        self._masks_writer: Any = None
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self._masks_writer is None:
+            self._masks_writer = tf.summary.create_file_writer(str(Path(self.log_dir) / "metrics"))
+        step = int(self.model.optimizer.iterations)
+        with self._masks_writer.as_default():
+            for layer in wrapped_layers(self.model):
+                for kernel, weights, mask in layer.pruned_weights():
+                    kept = np.abs(np.asarray(weights, np.float32))[np.asarray(mask) > 0]
+                    name = f"{layer.name}/{kernel.path}"
+                    tf.summary.scalar(f"{name}/sparsity", 1 - kept.size / max(1, np.size(mask)), step=step)
+                    tf.summary.scalar(f"{name}/threshold", kept.min() if kept.size else 0.0, step=step)
+            self._masks_writer.flush()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        super().on_train_end(logs)
+        if self._masks_writer is not None:
+            self._masks_writer.close()
+            self._masks_writer = None

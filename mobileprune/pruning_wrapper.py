@@ -1,0 +1,253 @@
+"""The wrapper layer that keeps the smallest weights of another layer at zero.
+
+It projects the kernel onto its mask in the variable's constraint: there every optimizer step meets it, whatever loop,
+precision or strategy makes the step, and masks and weights develop as they do in the TensorFlow Model Optimization
+toolkit.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mobileprune.errors import SparsityError
+from mobileprune.masks import Pattern, block_magnitudes, pruning_mask
+from mobileprune.prunable import Kernel, check_prunable, kernels_of, variable_at
+from mobileprune.schedules import PruningSchedule, as_schedule, schedule_from_config
+from mobileprune.sparsity_allocation import check_allocation, layer_sparsities
+
+PREFIX = "prune_low_magnitude_"
+
+
+class _Watch:
+    """Notices that an optimizer makes steps while nobody updates the masks."""
+
+    def __init__(self, name: str, pruning_step: Any, last_step: int) -> None:
+        self._message = (
+            f"The masks of {name!r} follow a schedule, but nothing updates them. Give mobileprune.UpdatePruningStep() "
+            "to fit's callbacks; in a loop of your own call its on_train_begin() and, before each batch, its "
+            "on_train_batch_begin()."
+        )
+        self._pruning_step, self._last_step = pruning_step, last_step
+        # No weight of the layer: whether somebody updates the masks is a fact of this process, not of a saved model.
+        self.updating = keras.Variable(False, dtype="bool", trainable=False, name="updating")
+
+    def check(self) -> None:
+        with tf.init_scope():
+            # Where it can be told while the step is traced, it is a plain error.
+            if not np.asarray(self.updating) and int(self._pruning_step) < self._last_step:
+                raise SparsityError(self._message)
+        if not tf.executing_eagerly():
+            # The traced step may run again, without the callback.
+            well = tf.logical_or(self.updating.value, self._pruning_step.value >= self._last_step)
+            tf.debugging.Assert(well, [self._message])
+
+
+class _Projection(keras.constraints.Constraint):
+    """Zeroes what the mask removes, after any constraint that the layer already had."""
+
+    def __init__(self, mask: Any, inner: Any, watch: _Watch | None) -> None:
+        self.mask, self.inner, self.watch = mask, inner, watch
+
+    def __call__(self, weights: Any) -> Any:
+        if self.watch is not None:
+            self.watch.check()
+        weights = weights if self.inner is None else self.inner(weights)
+        return weights * keras.ops.cast(self.mask, weights.dtype)
+
+
+@keras.saving.register_keras_serializable(package="mobileprune")
+class PruneLowMagnitude(keras.layers.Wrapper):
+    """A layer whose smallest weights are kept at zero.
+
+    Args:
+        layer: a layer with a kernel, stock or registered with `register_prunable`.
+        pruning_schedule: when the masks change and how sparse they are; None keeps the masks as they are.
+        block_size: (inputs, outputs) of the blocks that are kept or removed as a whole.
+        block_pooling_type: `"AVG"` or `"MAX"`, what stands for the magnitude of a block.
+        sparsity_m_by_n: (m, n): m of each n consecutive inputs are zero; the schedule says only when masks are updated.
+        nested: masks only ever lose weights: a zero never comes back.
+        allocation: how the sparsity is shared among all layers of one model that have the same schedule, see
+            `sparsity_allocation`.
+
+    The shapes of inputs and outputs are the layer's own. Use `prune_low_magnitude` to wrap a layer or a model.
+
+    Raises:
+        SparsityError: the layer has no weights to prune, or a value cannot be meant.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        pruning_schedule: Any = None,
+        block_size: tuple[int, int] = (1, 1),
+        block_pooling_type: str = "AVG",
+        sparsity_m_by_n: tuple[int, int] | None = None,
+        nested: bool = False,
+        allocation: str = "uniform",
+        **kwargs: Any,
+    ) -> None:
+        check_prunable(layer)
+        check_allocation(allocation)
+        kwargs.setdefault("name", PREFIX + layer.name)
+        # The layer's own precision, or the wrapper would round the inputs to the default one.
+        kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(layer, **kwargs)
+        self.pruning_schedule: PruningSchedule | None = (
+            None if pruning_schedule is None else as_schedule(pruning_schedule)
+        )
+        self.pattern = Pattern(block_size, block_pooling_type, sparsity_m_by_n)
+        self.nested, self.allocation = nested, allocation
+        self.supports_masking = layer.supports_masking
+        self.masks: dict[str, Any] = {}
+        self._watch: _Watch | None = None
+
+    def build(self, input_shape: Any = None) -> None:
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        self.pruning_step = self.add_weight(
+            name="pruning_step", shape=(), initializer="zeros", dtype="int32", trainable=False
+        )
+        if self.pruning_schedule is not None:
+            self._watch = _Watch(self.layer.name, self.pruning_step, self.pruning_schedule.last_step)
+        for kernel in kernels_of(self.layer):
+            weights = variable_at(self.layer, kernel.path)
+            name = f"{kernel.path.strip('_').replace('.', '_')}_mask"
+            mask = self.add_weight(name=name, shape=weights.shape, initializer="ones", dtype="float32", trainable=False)
+            self.masks[kernel.path] = mask
+            weights.constraint = _Projection(mask, weights.constraint, self._watch)
+        self.built = True
+
+    def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.layer(inputs, *args, **kwargs)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_spec(*args, **kwargs)
+
+    def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    @property
+    def updating(self) -> bool:
+        """Whether somebody, usually `UpdatePruningStep`, has taken on to update the masks."""
+        return self._watch is None or bool(np.asarray(self._watch.updating))
+
+    @updating.setter
+    def updating(self, value: bool) -> None:
+        if self._watch is not None:
+            self._watch.updating.assign(value)
+
+    def pruned_weights(self) -> list[tuple[Kernel, Any, Any]]:
+        """Every pruned weight: how its axes are read, its variable, and the variable that holds its mask."""
+        return [
+            (kernel, variable_at(self.layer, kernel.path), self.masks[kernel.path]) for kernel in kernels_of(self.layer)
+        ]
+
+    def update_masks(self, step: int) -> None:
+        """Computes the masks for `step` from the weights as they are, and zeroes what they remove.
+
+        This layer is looked at alone; `update_masks` of the module also shares the sparsity out among layers.
+        """
+        update_masks([self], step)
+
+    def set_masks(self, sparsities: Sequence[float]) -> None:
+        """The same with a sparsity for each pruned weight."""
+        for (kernel, weights, mask), sparsity in zip(self.pruned_weights(), sparsities, strict=True):
+            values, before = _numbers(weights), np.asarray(mask)
+            if self.pattern.is_free:
+                chosen = pruning_mask(values, sparsity)
+            else:
+                taps = pruning_mask(kernel.to_taps(values), sparsity, self.pattern)
+                chosen = kernel.from_taps(taps, values.shape)
+            if self.nested:
+                chosen = chosen & (before > 0)
+            if not np.array_equal(chosen, before):
+                mask.assign(chosen.astype("float32"))
+            weights.assign(np.where(chosen, values, 0))
+
+    def project(self) -> None:
+        """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights."""
+        for _, weights, mask in self.pruned_weights():
+            weights.assign(np.where(np.asarray(mask) > 0, np.asarray(weights), 0))
+
+    def mask_zeros(self) -> None:
+        """Makes the zeros that the weights have now the mask."""
+        for _, weights, mask in self.pruned_weights():
+            mask.assign((np.asarray(weights) != 0).astype("float32"))
+
+    def get_config(self) -> dict[str, Any]:
+        schedule = None if self.pruning_schedule is None else self.pruning_schedule.get_config()
+        return {
+            **super().get_config(),
+            "pruning_schedule": schedule,
+            "block_size": self.pattern.block_size,
+            "block_pooling_type": self.pattern.block_pooling_type,
+            "sparsity_m_by_n": self.pattern.sparsity_m_by_n,
+            "nested": self.nested,
+            "allocation": self.allocation,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "PruneLowMagnitude":
+        config = dict(config)
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"), custom_objects=custom_objects)
+        schedule = config.pop("pruning_schedule")
+        return cls(layer, None if schedule is None else schedule_from_config(schedule), **config)
+
+    def get_build_config(self) -> dict[str, Any]:
+        return {"layer": self.layer.get_build_config()}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        # The layer's own, because it may be called on several tensors.
+        if not self.layer.built and config["layer"]:
+            self.layer.build_from_config(config["layer"])
+            self.layer.built = True
+        if self.layer.built:
+            self.build()
+
+
+def wrapped_layers(model: Any) -> list[PruneLowMagnitude]:
+    """Every wrapper in a model, each once, in nested and subclassed models, too."""
+    return [layer for layer in model._flatten_layers(include_self=False) if isinstance(layer, PruneLowMagnitude)]
+
+
+def update_masks(wrapped: Sequence[PruneLowMagnitude], step: int) -> None:
+    """Computes the masks of several layers of one model for `step` and zeroes what they remove.
+
+    Layers of one schedule and allocation share the sparsity out among themselves; those without a schedule stay.
+    """
+    for schedule, allocation, together in _by_schedule(wrapped):
+        sparsity = schedule.sparsity(step)
+        if allocation == "uniform":
+            for layer in together:
+                layer.set_masks([sparsity] * len(layer.masks))
+            continue
+        weights = [(layer.pattern, *pruned) for layer in together for pruned in layer.pruned_weights()]
+        shares = layer_sparsities(
+            [block_magnitudes(kernel.to_taps(_numbers(values)), pattern) for pattern, kernel, values, _ in weights],
+            [tuple(values.shape) for _, _, values, _ in weights],
+            sparsity,
+            allocation,
+        )
+        for layer in together:
+            layer.set_masks([shares.pop(0) for _ in layer.masks])
+
+
+def _by_schedule(
+    wrapped: Sequence[PruneLowMagnitude],
+) -> Iterator[tuple[PruningSchedule, str, list[PruneLowMagnitude]]]:
+    found: dict[tuple[PruningSchedule, str], list[PruneLowMagnitude]] = {}
+    for layer in wrapped:
+        if layer.pruning_schedule is not None:
+            found.setdefault((layer.pruning_schedule, layer.allocation), []).append(layer)
+    for (schedule, allocation), together in found.items():
+        yield schedule, allocation, together
+
+
+def _numbers(variable: Any) -> np.ndarray:
+    values = np.asarray(variable)
+    # NumPy does not know bfloat16 as a float of its own.
+    return values.astype(np.float32) if values.dtype.itemsize < 4 else values
