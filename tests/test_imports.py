@@ -10,7 +10,18 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
+    {
+        "schedules",
+        "masks",
+        "noise",
+        "files",
+        "graph",
+        "union",
+        "second_order",
+        "tflite_graph",
+        "tflite_runner",
+        "benchmark.statistics",
+    },
     {"records", "ranking", "linear", "playback", "datasets.fashion_mnist", "prunable", "sparsity_allocation"},
     {
         "preprocess",
@@ -37,7 +48,7 @@ LAYERS = (
     {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
-    {"importance", "train", "manifest"},
+    {"importance", "train", "manifest", "one_shot"},
     {"allocation"},
     {"plan"},
     {"surgery", "run"},
