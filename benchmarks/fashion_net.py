@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,17 @@ def accuracy(model: Any, images: np.ndarray, labels: np.ndarray) -> float:
     return right / len(images)
 
 
-def fit(model: Any, data: Data, *, epochs: int, peak: float, warm_up: float, augment: bool, seed: int) -> None:
+def fit(
+    model: Any,
+    data: Data,
+    *,
+    epochs: int,
+    peak: float,
+    warm_up: float,
+    augment: bool,
+    seed: int,
+    callbacks: Sequence[Any] = (),
+) -> None:
     """Trains `model` in place: Adam, a linear warm-up and a cosine decay to zero, batches of 128.
 
     Args:
@@ -112,6 +123,7 @@ def fit(model: Any, data: Data, *, epochs: int, peak: float, warm_up: float, aug
         warm_up: share of the steps before it.
         augment: random flips, and shifts by up to two pixels.
         seed: order of the images and of the augmentation.
+        callbacks: of Keras.
     """
     batches = _Batches(data.train_images, data.train_labels, augment, seed)
     steps = epochs * len(batches)
@@ -124,7 +136,7 @@ def fit(model: Any, data: Data, *, epochs: int, peak: float, warm_up: float, aug
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
-    model.fit(batches, epochs=epochs, shuffle=False, verbose=2)
+    model.fit(batches, epochs=epochs, callbacks=list(callbacks), shuffle=False, verbose=2)
 
 
 class _Batches(keras.utils.PyDataset):

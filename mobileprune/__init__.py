@@ -21,6 +21,7 @@ _HOMES = {
     "pruning_wrapper": ("PruneLowMagnitude",),
     "pruning_callbacks": ("PruningSummaries", "UpdatePruningStep"),
     "prunable": ("Kernel", "register_prunable"),
+    "one_shot": ("prune_one_shot",),
     "channel_groups": ("ChannelGroup", "channel_groups"),
     "plan": ("PruningPlan", "cost_of_plan", "plan_channels", "pruning_floor"),
     "ranking": ("Ranking",),

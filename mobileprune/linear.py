@@ -58,7 +58,7 @@ class LinearMap:
 
     def matrix(self) -> np.ndarray:
         """The weights, shape (groups, columns, outputs of a group)."""
-        return self._to_matrix(np.asarray(attrgetter(self.kernel)(self.layer), np.float64))
+        return self.to_matrix(np.asarray(attrgetter(self.kernel)(self.layer), np.float64))
 
     def offset(self) -> np.ndarray:
         """The bias, shape (groups, outputs of a group); zeros without one."""
@@ -69,17 +69,25 @@ class LinearMap:
 
     def assign(self, matrix: np.ndarray, offset: np.ndarray) -> None:
         """Writes weights, and the bias if the layer has one, back into it."""
-        variable = attrgetter(self.kernel)(self.layer)
-        shape = [self.shape[axis] for axis in self.order]
-        values = np.moveaxis(matrix, 0, 1).reshape(shape).transpose(np.argsort(self.order))
-        variable.assign(values.astype("float32"))
+        attrgetter(self.kernel)(self.layer).assign(self.to_kernel(matrix).astype("float32"))
         if self.bias is not None:
             bias = attrgetter(self.bias)(self.layer)
             bias.assign(offset.reshape(tuple(bias.shape)).astype("float32"))
 
+    def to_matrix(self, values: np.ndarray) -> np.ndarray:
+        """One value for each weight, from the kernel's shape to the matrix' (groups, columns, outputs of a group)."""
+        ordered = values.transpose(self.order)
+        columns = math.prod(ordered.shape[: self.columns_end])
+        return np.moveaxis(ordered.reshape(columns, self.groups, -1), 1, 0)
+
+    def to_kernel(self, matrix: np.ndarray) -> np.ndarray:
+        """The inverse of `to_matrix`."""
+        shape = [self.shape[axis] for axis in self.order]
+        return np.moveaxis(matrix, 0, 1).reshape(shape).transpose(np.argsort(self.order))
+
     def by_column(self, values: np.ndarray) -> np.ndarray:
         """What is given for each entry of the reading axis, for each column of the matrix."""
-        return np.asarray(self._to_matrix(self._along(values, self.reads))[0, :, 0])
+        return np.asarray(self.to_matrix(self._along(values, self.reads))[0, :, 0])
 
     def outputs_of(self, made: np.ndarray) -> np.ndarray:
         """The matrix' outputs, counted through all groups, that belong to entries `made` of the making axis."""
@@ -97,11 +105,6 @@ class LinearMap:
     def _along(self, values: np.ndarray, axis: int) -> np.ndarray:
         along = [-1 if other == axis else 1 for other in range(len(self.shape))]
         return np.broadcast_to(values.reshape(along), self.shape)
-
-    def _to_matrix(self, values: np.ndarray) -> np.ndarray:
-        ordered = values.transpose(self.order)
-        columns = math.prod(ordered.shape[: self.columns_end])
-        return np.moveaxis(ordered.reshape(columns, self.groups, -1), 1, 0)
 
 
 def linear_maps(layer: Any, node: Any) -> list[LinearMap]:

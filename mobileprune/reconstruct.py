@@ -24,7 +24,7 @@ COMPENSATIONS = ("none", "mean", "least_squares")
 # Pulls the fit towards the weights as they are, as a share of the mean variance of what is read.
 _RIDGE = 1e-3
 # Kernels whose outputs are the layer's own: queries, keys and values are not.
-_LAST_KERNELS = ("kernel", "pointwise_kernel", "output_dense")
+LAST_KERNELS = ("kernel", "pointwise_kernel", "output_dense")
 
 
 def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights, images: Any, how: str) -> list[str]:
@@ -48,8 +48,8 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         DatasetError: the images do not fit the model.
     """
     changed, unfitted = _changed(before, after)
-    sinks = _bias_sinks(smaller)
-    originals = _Originals(play(original, images), set(changed))
+    sinks = bias_sinks(smaller)
+    originals = Originals(play(original, images), set(changed))
     fitted: set[str] = set()
     for step in play(smaller, images):
         if step.path not in changed or step.path in fitted:
@@ -59,12 +59,17 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         maps = zip(linear_maps(step.operation, step.node), linear_maps(old_layer, old_node), strict=True)
         for map, old in maps:
             sums = measure(map, step.inputs(), old, old_inputs, _surviving_outputs(before, after, step.path, old))
-            _fit(map, sums, how, sinks.get(step.path) if map.kernel.startswith(_LAST_KERNELS) else None)
+            _fit(map, sums, how, sinks.get(step.path) if map.kernel.startswith(LAST_KERNELS) else None)
     return unfitted
 
 
-class _Originals:
-    """What layers of the original model are called on, in whatever order they are asked for."""
+class Originals:
+    """What layers of the original model are called on, in whatever order they are asked for.
+
+    Args:
+        steps: the original, played.
+        wanted: paths of the layers that will be asked for, each once; what nobody asks for is held until the end.
+    """
 
     def __init__(self, steps: Iterator[Step], wanted: set[str]) -> None:
         self._steps, self._wanted = steps, wanted
@@ -135,8 +140,15 @@ def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:
     map.assign(weights, offset)
 
 
-def _bias_sinks(model: Any) -> dict[str, Any]:
-    """For layers without an activation the batch normalisation that alone reads them: its mean can take the bias."""
+def bias_sinks(model: Any) -> dict[str, Any]:
+    """For layers without an activation the batch normalisation that alone reads them: its mean can take the bias.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        The batch normalisations by the paths of the layers before them.
+    """
     found: dict[str, Any] = {}
     _sinks(functional_graph(model), "", found)
     return found

@@ -11,7 +11,8 @@ from smoke_run import ROOT
 LAYERS = (
     {"errors", "tflite_worker"},
     {
-        *("schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner"),
+        *("schedules", "masks", "noise", "files", "graph", "union", "second_order"),
+        *("tflite_graph", "tflite_runner"),
         *("benchmark.statistics", "benchmark.arm64_setup"),
     },
     {
@@ -49,7 +50,7 @@ LAYERS = (
     {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
-    {"importance", "train", "manifest"},
+    {"importance", "train", "manifest", "one_shot"},
     {"allocation", "interop.tfmot"},
     {"plan"},
     {"surgery", "run"},
