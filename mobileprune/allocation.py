@@ -1,5 +1,6 @@
 """From rankings, limits and a budget to how many units each group keeps."""
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -46,15 +47,22 @@ class Allocation:
     ) -> None:
         self._limits, self._rankings, self._scope = limits, rankings, scope
         self._target, self._measure = target, measure
-        self._losses = {
-            group.name: rankings[group.name].thresholds(unit_costs(limits.graph, group, target))
-            for group in limits.free
+
+    @functools.cached_property
+    def _losses(self) -> dict[str, np.ndarray]:
+        """What the units of each group cost, in the order in which they go."""
+        graph, free = self._limits.graph, self._limits.free
+        return {
+            group.name: self._rankings[group.name].thresholds(unit_costs(graph, group, self._target)) for group in free
         }
+
+    @functools.cached_property
+    def _classes(self) -> list[tuple[list[ChannelGroup], np.ndarray]]:
+        """The groups that are ranked together, with the losses of all their units, sorted upwards."""
         classes: dict[object, list[ChannelGroup]] = defaultdict(list)
-        for group in limits.free:
-            classes[structure(limits.graph, group) if scope == "isomorphic" else "all"].append(group)
-        # Each class's groups with the losses of all their units, sorted upwards.
-        self._classes = [
+        for group in self._limits.free:
+            classes[structure(self._limits.graph, group) if self._scope == "isomorphic" else "all"].append(group)
+        return [
             (groups, np.sort(np.concatenate([self._losses[group.name] for group in groups])))
             for groups in classes.values()
         ]

@@ -124,9 +124,12 @@ def rule_for_ops(*names: str) -> Callable[[Rule], Rule]:
 
 def compact(ids: Ids) -> Ids:
     """The same ids with every axis along which they are constant cut to length 1."""
-    for axis, (size, stride) in enumerate(zip(ids.shape, ids.strides, strict=True)):
-        if size > 1 and (stride == 0 or bool((ids == ids.take([0], axis)).all())):
-            ids = ids.take([0], axis)
+    ids = ids[tuple(slice(1) if stride == 0 else slice(None) for stride in ids.strides)]
+    for axis, size in enumerate(ids.shape):
+        if size > 1:
+            first = ids[(slice(None),) * axis + (slice(1),)]
+            if (ids == first).all():
+                ids = first
     return ids
 
 

@@ -70,7 +70,9 @@ class ChannelGraph:
         # Many weights follow the same ids: kernels, scales and means of one convolution and its batch norm.
         distinct: dict[bytes, int] = {}
         self._vectors: list[np.ndarray] = []
-        self._axes: list[tuple[Weight, int, dict[int, int]]] = []
+        self._axes: list[tuple[Weight, dict[int, int]]] = []
+        # MACs and parameters for each combination of survivors, by the vectors that count them.
+        self._each: dict[tuple[int, ...], Cost] = defaultdict(lambda: Cost(0, 0))
         for weight in self.ids.weights.values():
             followed = {}
             for axis, ids in weight.axes.items():
@@ -79,9 +81,12 @@ class ChannelGraph:
                 if followed[axis] == len(self._vectors):
                     self._vectors.append(roots)
             fixed = math.prod(size for axis, size in enumerate(weight.shape) if axis not in followed)
-            self._axes.append((weight, fixed, followed))
+            self._axes.append((weight, followed))
+            known = self._each[vectors := tuple(sorted(followed.values()))]
+            params = known.params + fixed * weight.stored
+            self._each[vectors] = Cost(known.macs + fixed * weight.positions, params)
         # Parameters of weights that follow no channel never change.
-        counted = sum(int(np.prod(weight.shape)) for weight in self.ids.weights.values() if weight.stored)
+        counted = sum(math.prod(weight.shape) for weight in self.ids.weights.values() if weight.stored)
         self._fixed_params = int(model.count_params()) - counted
 
     def everything(self) -> np.ndarray:
@@ -99,10 +104,10 @@ class ChannelGraph:
         """MACs and parameters when only the channels in `alive` (booleans by id) are left."""
         macs, params = 0, self._fixed_params
         counts = [int(np.count_nonzero(alive[roots])) for roots in self._vectors]
-        for weight, fixed, axes in self._axes:
-            size = fixed * math.prod(counts[vector] for vector in axes.values())
-            macs += weight.positions * size
-            params += size if weight.stored else 0
+        for vectors, each in self._each.items():
+            times = math.prod(counts[vector] for vector in vectors)
+            macs += times * each.macs
+            params += times * each.params
         return Cost(macs, params)
 
     def weights_of(self, group: ChannelGroup) -> list[tuple[Weight, int, np.ndarray]]:
@@ -115,32 +120,41 @@ class ChannelGraph:
         for index, group in enumerate(self.groups):
             group_of[group.roots] = index
             unit[group.roots] = np.arange(group.size)
+        # For each vector of roots the groups in it, each with its unit at each index.
+        parts = []
+        for roots in self._vectors:
+            members, units = group_of[roots], unit[roots]
+            present = np.flatnonzero(np.bincount(members + 1, minlength=1)[1:]).tolist()
+            parts.append([(index, np.where(members == index, units, -1)) for index in present])
         found: list[list[tuple[Weight, int, np.ndarray]]] = [[] for _ in self.groups]
-        for weight, _, axes in self._axes:
+        for weight, axes in self._axes:
             for axis, vector in axes.items() if weight.stored else ():
-                roots = self._vectors[vector]
-                members = group_of[roots]
-                for index in np.unique(members).tolist():
-                    if index >= 0:
-                        found[index].append((weight, axis, np.where(members == index, unit[roots], -1)))
+                for index, units in parts[vector]:
+                    found[index].append((weight, axis, units))
         return {group.name: entries for group, entries in zip(self.groups, found, strict=True)}
 
     def _find_groups(self) -> list[ChannelGroup]:
-        makers: dict[int, list[str]] = defaultdict(list)
+        # Roots that the same layers create are a family: each label splits off those that it creates, too.
+        family = np.zeros(len(self._roots), np.int64)
+        makers: list[tuple[str, ...]] = [()]
         for label, created in self.ids.outputs.items():
-            for root in np.unique(self._roots[created]).tolist():
-                makers[root].append(label)
+            roots = np.unique(self._roots[created])
+            before, place = np.unique(family[roots], return_inverse=True)
+            family[roots] = len(makers) + place
+            makers += [(*makers[number], label) for number in before]
         frozen, mixed = self.ids.frozen(), self.ids.mixed()
         # What may not go is a group of its own beside what may.
-        families: dict[tuple[tuple[str, ...], str | None], list[int]] = defaultdict(list)
-        for root, made_by in makers.items():
-            families[tuple(made_by), frozen.get(root)].append(root)
+        members: dict[tuple[int, str | None], list[int]] = defaultdict(list)
+        made = np.flatnonzero(family)
+        for root, number in zip(made.tolist(), family[made].tolist(), strict=True):
+            members[number, frozen.get(root)].append(root)
         groups: list[ChannelGroup] = []
-        for (labels, reason), roots in families.items():
-            inexact = next((mixed[root] for root in roots if root in mixed), None)
+        for (number, reason), own in members.items():
+            inexact = next((mixed[root] for root in own if root in mixed), None)
+            labels = makers[number]
             layers = tuple(dict.fromkeys(label.partition(":")[0] for label in labels))
             name = _unique_name(labels, groups)
-            groups.append(ChannelGroup(name, layers, np.array(sorted(roots)), reason, inexact, labels))
+            groups.append(ChannelGroup(name, layers, np.array(own), reason, inexact, labels))
         return groups
 
 

@@ -6,7 +6,6 @@ element by element the ids that meet are unified: those channels live or die tog
 on the ids themselves. What no rule knows is frozen, with the reason. Nothing of the model is changed.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
@@ -51,8 +50,8 @@ class ChannelIds:
         self.needed: list[tuple[str, Ids]] = []
         self._paths: dict[int, str] = {}
         self._union = Union(1)
-        self._reasons: dict[int, str] = {}
-        self._mixed: dict[int, str] = {}
+        self._reasons: list[tuple[Ids, str]] = []
+        self._mixed: list[tuple[Ids, str]] = []
         self._whole: dict[str, str] = {}
         self._reshaped: list[Ids] = []
         graph = functional_graph(model)
@@ -149,13 +148,11 @@ class ChannelIds:
 
     def freeze(self, ids: Ids, reason: str) -> None:
         """These channels may not be removed; the first reason given is kept."""
-        for channel in np.unique(compact(ids)):
-            self._reasons.setdefault(int(channel), reason)
+        self._reasons.append((compact(ids), reason))
 
     def inexact(self, ids: Ids, reason: str) -> None:
         """Removing one of these channels changes the others, because an operation reads all of them at once."""
-        for channel in np.unique(compact(ids)):
-            self._mixed.setdefault(int(channel), reason)
+        self._mixed.append((compact(ids), reason))
 
     def need_one(self, ids: Ids, reader: str) -> None:
         """One at least of these channels must survive, because `reader` reads no others."""
@@ -227,10 +224,11 @@ class ChannelIds:
         """Roots whose removal changes what other channels become, each with the reason."""
         return self._by_root(self._mixed)
 
-    def _by_root(self, reasons: dict[int, str]) -> dict[int, str]:
+    def _by_root(self, reasons: list[tuple[Ids, str]]) -> dict[int, str]:
+        roots = self.roots()
         found: dict[int, str] = {}
-        for channel, reason in reasons.items():
-            found.setdefault(self._union.root(channel), reason)
+        for ids, reason in reversed(reasons):  # so that the first reason stays
+            found.update(dict.fromkeys(np.unique(roots[ids]).tolist(), reason))
         return found
 
     # The walk.
@@ -254,7 +252,8 @@ class ChannelIds:
                 found = self._pass(call)
             for tensor, array in zip(node.output_tensors, found, strict=True):
                 ids[id(tensor)] = _stored(array)
-            self.calls.setdefault(path, dataclasses.replace(call, outputs=[ids[id(t)] for t in node.output_tensors]))
+            call.outputs.extend(ids[id(tensor)] for tensor in node.output_tensors)
+            self.calls.setdefault(path, call)
         return [ids[id(tensor)] for tensor in graph.outputs]
 
     def _shapes(self, node: Any, inputs: list[Ids]) -> list[tuple[int, ...]]:

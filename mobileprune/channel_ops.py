@@ -220,13 +220,34 @@ def moved(call: Call, fill: Any) -> list[np.ndarray]:
 
 def _moved_ids(ids: ChannelIds, call: Call) -> list[Ids] | None:
     """The call run on the ids; None where it needs sizes that the model leaves open."""
-    if not ids.open_sizes:
-        return moved(call, _ids_tensor)
+    in_numpy = _IN_NUMPY.get(type(call.operation))
     try:
-        found = moved(call, _ids_tensor)
+        found = [in_numpy(call)] if in_numpy else moved(call, _ids_tensor)
     except (ModelError, ValueError):
+        if not ids.open_sizes:
+            raise
         return None  # the sizes that stand for open ones do not suit it
-    return None if any(array.size == 0 for array in found) else found
+    return None if ids.open_sizes and any(array.size == 0 for array in found) else found
+
+
+def _reshaped(call: Call) -> Ids:
+    array = call.inputs[0]
+    return array.reshape(array.shape[0], *call.operation.target_shape)
+
+
+def _concatenated(call: Call) -> Ids:
+    """Along the other axes most ids are alike: there one of them is joined for all."""
+    along = call.operation.axis % call.inputs[0].ndim
+    alike = [
+        axis != along and not any(array.strides[axis] for array in call.inputs)
+        for axis in range(len(call.output_shapes[0]))
+    ]
+    once = tuple(slice(1) if same else slice(None) for same in alike)
+    return np.broadcast_to(np.concatenate([array[once] for array in call.inputs], along), call.output_shapes[0])
+
+
+# Moves that occur in every block of common networks, without the detour through tensors.
+_IN_NUMPY = {layers.Reshape: _reshaped, layers.Concatenate: _concatenated}
 
 
 def _refused_open(ids: ChannelIds, call: Call) -> list[Ids]:

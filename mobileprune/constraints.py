@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -115,6 +116,8 @@ def constraints(
 
 def _needs(graph: ChannelGraph, frozen: Mapping[str, str]) -> list[tuple[str, np.ndarray]]:
     """For each reader that selects some channels only: a group and its units of which one must stay."""
+    if not graph.ids.needed:
+        return []
     roots = graph.ids.roots()
     group_of = {int(root): group for group in graph.groups for root in group.roots}
     found: dict[bytes, tuple[str, np.ndarray]] = {}
@@ -170,8 +173,8 @@ def unit_costs(graph: ChannelGraph, group: ChannelGroup, target: str) -> np.ndar
     costs = np.zeros(group.size)
     for weight, axis, units in graph.weights_of(group):
         times = weight.positions if target == "macs" else 1
-        each = times * int(np.prod(weight.shape)) / weight.shape[axis]
-        costs += each * np.bincount(units[units >= 0], minlength=group.size)
+        each = times * math.prod(weight.shape) / weight.shape[axis]
+        costs += each * np.bincount(units + 1, minlength=group.size + 1)[1:]
     return costs
 
 

@@ -133,6 +133,13 @@ def inline_nested(model: Any) -> Any:
         raise ModelError(f"The models nested in {model.name!r} cannot be joined: {error}") from error
 
 
+def read_only(weight: Any) -> np.ndarray:
+    """A weight's values, of a variable without the copy that numpy makes of it: not to be kept or written to."""
+    values = np.asarray(weight.value.value() if isinstance(weight, keras.Variable) else weight).view()
+    values.flags.writeable = False
+    return values
+
+
 def check_finite(model: Any) -> None:
     """Refuses a model with NaN or infinite weights, naming the first such weight by its path.
 

@@ -13,6 +13,7 @@ from mobileprune.channel_groups import ChannelGraph, ChannelGroup
 from mobileprune.elimination import backward_elimination
 from mobileprune.errors import PlanError, known_names
 from mobileprune.gradients import loss_gradients
+from mobileprune.graph import read_only
 from mobileprune.ranking import Ranking, ranked
 
 WeightValues = Callable[[str, str], np.ndarray]
@@ -40,6 +41,7 @@ class Scoring:
     graph: ChannelGraph
     calibration: Any = None
     seed: int = 0
+    _sums: dict[tuple[str, str, str], dict[int, np.ndarray]] = dataclasses.field(default_factory=dict, init=False)
 
     def values(self, layer: str, attribute: str) -> np.ndarray:
         """A weight, by the layer's name in the graph and the attribute's, which may be dotted."""
@@ -48,6 +50,19 @@ class Scoring:
     def coupled(self, group: ChannelGroup, but: Sequence[str] = _ADDED) -> list[tuple[Weight, int, np.ndarray]]:
         """The weights whose axis follows the group, without those whose last name is in `but`."""
         return [entry for entry in self.graph.weights_of(group) if _last_name(entry[0]) not in but]
+
+    def sums(self, weight: Weight, measure: np.ufunc) -> dict[int, np.ndarray]:
+        """`measure` of a weight's entries, summed over all axes but one: by that axis, for each that follows channels.
+
+        They are kept, because several groups read one weight.
+        """
+        key = (weight.layer, weight.attribute, measure.__name__)
+        if key not in self._sums:
+            values = read_only(attrgetter(weight.attribute)(self.graph.ids.layers[weight.layer]))
+            with np.errstate(over="ignore", invalid="ignore"):  # `score` refuses what is not finite
+                sizes = measure(values)
+                self._sums[key] = {axis: _along(sizes, axis) for axis in weight.axes}
+        return self._sums[key]
 
     @functools.cached_property
     def gradients(self) -> dict[tuple[str, str], np.ndarray]:
@@ -242,16 +257,14 @@ def _last_name(weight: Weight) -> str:
     return weight.attribute.rpartition(".")[2]
 
 
-def _sizes(scoring: Scoring, group: ChannelGroup, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _sizes(scoring: Scoring, group: ChannelGroup, measure: np.ufunc) -> np.ndarray:
     """Sum over all weights that multiply something: kernels and scales, not biases, means and variances.
 
     Each weight counts relative to its own mean, or a wide layer would outvote the others.
     """
     total = np.zeros(group.size)
     for weight, axis, units in scoring.coupled(group):
-        with np.errstate(over="ignore", invalid="ignore"):
-            sizes = measure(scoring.values(weight.layer, weight.attribute))
-        part = _per_unit(_along(sizes, axis), units, group)
+        part = _per_unit(scoring.sums(weight, measure)[axis], units, group)
         with np.errstate(invalid="ignore"):  # `score` refuses what is not finite
             total += part / max(float(part.mean()), np.finfo(np.float64).tiny)
     return total
@@ -263,8 +276,7 @@ def _along(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _per_unit(along: np.ndarray, units: np.ndarray, group: ChannelGroup) -> np.ndarray:
-    inside = units >= 0
-    return np.bincount(units[inside], weights=along[inside], minlength=group.size)
+    return np.bincount(units + 1, weights=along, minlength=group.size + 1)[1:]
 
 
 def _unit_rows(values: np.ndarray, axis: int, units: np.ndarray, group: ChannelGroup) -> Iterator[np.ndarray]:

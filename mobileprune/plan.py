@@ -179,7 +179,7 @@ def plan_channels(
             GroupPlan(
                 group=group.name,
                 size=group.size,
-                remove=tuple(sorted(int(unit) for unit in removed.get(group.name, ()))),
+                remove=tuple(np.sort(removed[group.name]).tolist()) if group.name in removed else (),
                 frozen=limits.frozen.get(group.name),
             )
             for group in graph.groups

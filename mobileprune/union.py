@@ -14,33 +14,39 @@ class Union:
     """
 
     def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
+        self._count = count
+        # Longer than `count`, for members to come: they are their own parents.
+        self._parent = np.arange(count)
 
     def grow(self, count: int) -> np.ndarray:
         """Adds `count` sets of one member each and returns their numbers."""
-        start = len(self._parent)
-        self._parent.extend(range(start, start + count))
-        return np.arange(start, start + count)
+        start = self._count
+        self._count += count
+        if self._count > len(self._parent):
+            self._parent = np.append(self._parent, np.arange(len(self._parent), 2 * self._count))
+        return np.arange(start, self._count)
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
         """Makes each member of `left` and the one of `right` at its place members of one set."""
-        count = len(self._parent)
-        for pair in np.unique(left.astype(np.int64).ravel() * count + right.ravel()).tolist():
-            a, b = self.root(pair // count), self.root(pair % count)
-            if a != b:
-                self._parent[max(a, b)] = min(a, b)
+        left, right = self._find(left), self._find(right)
+        while (apart := left != right).any():
+            left, right = left[apart], right[apart]
+            # A root that several others meet goes below the smallest of them; the next round joins these.
+            np.minimum.at(self._parent, np.maximum(left, right), np.minimum(left, right))
+            left, right = self._find(left), self._find(right)
 
     def root(self, member: int) -> int:
         """The smallest member of the set of `member`."""
-        parent = self._parent
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
+        return int(self._find(np.array([range(self._count)[member]]))[0])
 
     def roots(self) -> np.ndarray:
         """The root of every member, shape (count,)."""
-        found = np.array(self._parent, np.int64)
-        while not np.array_equal(found, above := found[found]):
+        return self._find(np.arange(self._count))
+
+    def _find(self, members: np.ndarray) -> np.ndarray:
+        """The roots of `members`, which from now on hang directly below them."""
+        found: np.ndarray = self._parent[members]
+        while not np.array_equal(found, above := self._parent[found]):
             found = above
+        self._parent[members] = found
         return found

@@ -311,3 +311,21 @@ def test_what_needs_sizes_that_the_model_leaves_open_is_refused(crop):
     reasons = {group.name: group.frozen for group in ChannelGraph(model).groups}
     assert "needs sizes that the model leaves open" in reasons["a"]
     assert reasons["b"] is None
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda x, y: layers.Concatenate(name="move")([x, y]),
+        lambda x, y: layers.Concatenate(axis=1, name="move")([x, y]),
+        lambda x, y: layers.Concatenate(name="move")([layers.Reshape((2, 4, 4))(x), layers.Reshape((2, 4, 4))(y)]),
+        lambda x, y: layers.Reshape((-1, 2, 4), name="move")(x),
+    ],
+    ids=["channels", "rows", "mixed", "reshape"],
+)
+def test_what_numpy_moves_lies_where_keras_moves_it(joined):
+    x, y = inputs = [keras.Input((2, 2, 8)), keras.Input((2, 2, 8))]
+    model = keras.Model(inputs, joined(layers.Conv2D(8, 1)(x), layers.Conv2D(8, 1)(y)))
+    call = ChannelIds(model).calls["move"]
+    (expected,) = moved(call, lambda array: keras.ops.convert_to_tensor(np.array(array)))
+    np.testing.assert_array_equal(call.outputs[0], expected)

@@ -4,7 +4,7 @@ import pytest
 from architectures import ARCHITECTURES, random_inputs, randomise
 
 from mobileprune.errors import ModelError
-from mobileprune.graph import check_finite, clone, functional_graph, inline_nested, same_layer
+from mobileprune.graph import check_finite, clone, functional_graph, inline_nested, read_only, same_layer
 
 layers = keras.layers
 
@@ -210,3 +210,13 @@ def test_statistics_that_are_not_finite_are_found_too():
     norm.moving_variance.assign(np.full(16, np.inf))
     with pytest.raises(ModelError, match="tower_norm/moving_variance"):
         check_finite(model)
+
+
+def test_a_weight_is_read_as_it_is_and_cannot_be_written_to():
+    variable = keras.Variable(np.arange(6.0).reshape(2, 3))
+    values = read_only(variable)
+    np.testing.assert_array_equal(values, variable)
+    np.testing.assert_array_equal(read_only(keras.ops.square(variable)), np.square(variable))
+    with pytest.raises(ValueError, match="read-only"):
+        values[0, 0] = 7
+    assert float(variable[0, 0]) == 0
