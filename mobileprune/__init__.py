@@ -34,7 +34,7 @@ _HOMES = {
     "evaluate": ("evaluate",),
     "benchmark": ("benchmark", "benchmark_host"),
     "benchmark.arm64": ("arm64_missing", "run_on_arm64"),
-    "benchmark.arm64_checks": ("benchmark_arm64", "compare_on_arm64", "sparse_path"),
+    "benchmark.arm64_checks": ("benchmark_arm64", "compare_on_arm64", "sparse_kernels"),
     "recommend": ("Limits", "meets", "recommend"),
     "manifest": ("read_manifest", "write_manifest"),
     "report.html": ("write_html",),

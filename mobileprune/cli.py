@@ -209,7 +209,7 @@ def _benchmark_arm64(paths: Sequence[str], variants: Sequence[mp.Variant]) -> No
         ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
         row = [Path(path).name, f"{result.p50_ms:.3g} ms", ratio]
         try:
-            kernels, found = mp.sparse_path(variant.content), mp.compare_on_arm64(variant.content)
+            kernels, found = mp.sparse_kernels(variant.content), mp.compare_on_arm64(variant.content)
         except InterpreterError as error:
             failures.append(f"{path}: {error}")
         else:

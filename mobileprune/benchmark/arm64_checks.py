@@ -15,7 +15,7 @@ from mobileprune.tflite_runner import TfliteRunner
 
 
 @dataclasses.dataclass(frozen=True)
-class SparsePath:
+class SparseKernels:
     """Whether XNNPACK computes a file's 1×1 convolutions with its sparse kernels.
 
     Attributes:
@@ -53,7 +53,7 @@ class Difference:
     device: str
 
 
-def sparse_path(content: bytes, *, timeout_s: float = 300.0, name: str = "the .tflite") -> SparsePath:
+def sparse_kernels(content: bytes, *, timeout_s: float = 300.0, name: str = "the .tflite") -> SparseKernels:
     """Says which kernels XNNPACK chooses for a file's 1×1 convolutions on ARM64.
 
     The names are XNNPACK's own (its runtime's profile), so nothing is inferred from times. Its conditions are those of
@@ -63,12 +63,12 @@ def sparse_path(content: bytes, *, timeout_s: float = 300.0, name: str = "the .t
         As `run_on_arm64`.
 
     Example:
-        >>> sparse_path(content)  # doctest: +SKIP
-        SparsePath(sparse=13, pointwise=13)
+        >>> sparse_kernels(content)  # doctest: +SKIP
+        SparseKernels(sparse=13, pointwise=13)
     """
     graph = parsed(content, name)
     done = run_on_arm64(content, _noise(graph), operators=True, timeout_s=timeout_s, name=name)
-    return SparsePath(sum(each.sparse for each in done.operators), _pointwise(graph), done.operators)
+    return SparseKernels(sum(each.sparse for each in done.operators), _pointwise(graph), done.operators)
 
 
 def compare_on_arm64(

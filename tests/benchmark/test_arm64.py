@@ -14,7 +14,7 @@ from tiny_models import SIZE, images, randomize, variants
 
 from mobileprune.benchmark import arm64, arm64_checks, arm64_setup
 from mobileprune.benchmark.arm64 import Arm64Run, arm64_missing, run_on_arm64
-from mobileprune.benchmark.arm64_checks import benchmark_arm64, compare_on_arm64, difference, sparse_path
+from mobileprune.benchmark.arm64_checks import benchmark_arm64, compare_on_arm64, difference, sparse_kernels
 from mobileprune.errors import InterpreterError, SettingsError
 from mobileprune.records import Latency, Variant
 
@@ -121,7 +121,7 @@ def test_a_file_of_an_open_batch_runs():
 @needs_arm64
 def test_the_sparse_path_is_seen_where_it_is_taken_and_only_there():
     dense, sparse = sparse_pair()
-    seen, unseen = sparse_path(sparse), sparse_path(dense)
+    seen, unseen = sparse_kernels(sparse), sparse_kernels(dense)
     assert (seen.taken, seen.sparse, seen.pointwise) == (True, 2, 2)
     assert (unseen.taken, unseen.sparse, unseen.pointwise) == (False, 0, 2)
     assert any("NCHW" in operator.name for operator in seen.operators)
