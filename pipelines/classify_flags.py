@@ -52,9 +52,7 @@ def define() -> None:
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
 
-    flags.DEFINE_float(
-        "sparsity", 0.8, "Share of zeros in s80 and c50_s80; names follow.", lower_bound=0.01, upper_bound=0.99
-    )
+    options.define_sparsity(init="none")
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 

@@ -41,9 +41,16 @@ def classify() -> mp.Manifest:
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
     options.check(base)  # a target that cannot be met is an error now, not after the training
-    s80, c50 = f"s{100 * FLAGS.sparsity:.0f}", options.cut_name()  # by default; the names follow the flags
+    options.check_sparsity(base)
+    s80, c50 = f"s{100 * options.sparsity_share():.0f}", options.cut_name()  # by default; the names follow the flags
     both = f"{c50}_{s80}"
     run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
+
+    def reports(task: mp.Task) -> dict[str, Any]:
+        return {
+            "on_batch": task.advance,
+            "on_epoch": lambda epoch, figures: task.note(f"epoch {epoch}, validation {figures['val_accuracy']:.1%}"),
+        }
 
     def fit(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any) -> Any:
         return mp.train(
@@ -52,17 +59,24 @@ def classify() -> mp.Manifest:
             how,
             checkpoint=task.folder,
             callbacks=[*callbacks, *tensorboard(stage)],
-            on_batch=task.advance,
-            on_epoch=lambda epoch, figures: task.note(f"epoch {epoch}, validation {figures['val_accuracy']:.1%}"),
+            **reports(task),
         )
 
     def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
-        end = max(1, int(0.6 * fine.steps(len(dataset.train))))
-        zeros = min(mp.sparsity(model), FLAGS.sparsity)
-        schedule = mp.PolynomialDecay(zeros, FLAGS.sparsity, begin_step=0, end_step=end, frequency=max(1, end // 40))
-        wrapped = mp.prune_low_magnitude(model, schedule, nested=True)
-        if not fine.epochs:
-            return mp.strip_pruning(mp.prune_now(wrapped))
+        if FLAGS.sparsity_init == "one_shot" or not fine.epochs:
+            zeros = options.prune_one_shot(model, options.pruning_images(images))
+            if not fine.epochs:
+                return zeros
+            return mp.strip_pruning(fit(mp.hold_zeros(zeros), fine, task, stage, mp.UpdatePruningStep()))
+        pattern = options.sparsity_pattern()
+        schedules = options.sparsity_schedules(mp.sparsity(model), fine.steps(len(dataset.train)))
+        if FLAGS.sparsity_backend == "tfmot":
+            return mp.train_with_tfmot(
+                model, dataset, fine, schedules, checkpoint=task.folder, **reports(task), **pattern
+            )
+        wrapped = mp.prune_low_magnitude(
+            model, schedules, nested=not pattern, allocation=FLAGS.sparsity_allocation, **pattern
+        )
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
