@@ -149,7 +149,10 @@ def variable_at(layer: Any, path: str) -> Any:
     """
     found = layer
     for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+        try:
+            found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+        except (IndexError, TypeError):  # too short a list, or none
+            found = None
     if not isinstance(found, keras.Variable):
         raise SparsityError(
             f"{type(layer).__name__} {layer.name!r} has no weight {path!r}. Build the layer first; if it is your own, "

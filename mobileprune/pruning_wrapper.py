@@ -33,7 +33,7 @@ class _Watch:
         )
         self._pruning_step, self._last_step = pruning_step, last_step
         # No weight of the layer: whether somebody updates the masks is a fact of this process, not of a saved model.
-        self.updating = keras.Variable(False, dtype="bool", trainable=False, name="updating")
+        self.updating = keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name="updating")
 
     def check(self) -> None:
         with tf.init_scope():

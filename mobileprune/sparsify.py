@@ -201,8 +201,9 @@ def _copied(
         try:
             copy = same_layer(plain(layer))
         except (TypeError, ValueError, NotImplementedError) as error:
+            why = " ".join(str(error).strip().partition("\n\n")[0].split())  # the rest is Keras' example
             raise ModelError(
-                f"{type(layer).__name__} {layer.name!r} cannot be made anew from its get_config(): {error}"
+                f"{type(layer).__name__} {layer.name!r} cannot be made anew from its get_config(): {why}"
             ) from error
         if not isinstance(layer, keras.Layer):
             return copy  # a call of keras.ops
