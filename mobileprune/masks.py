@@ -14,7 +14,7 @@ _POOLINGS = ("AVG", "MAX")
 def _two_integers(name: str, value: Any, least: int) -> tuple[int, int]:
     try:
         first, second = (int(number) if number == int(number) else None for number in value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         first = second = None
     if first is None or second is None or min(first, second) < least:
         raise SparsityError(f"{name} must be two whole numbers of at least {least}. Received: {value!r}.")

@@ -4,6 +4,7 @@ Depthwise kernels are left alone: they are few, precious, and slow when sparse.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -56,7 +57,15 @@ def _attention(prefix: str) -> tuple[Kernel, ...]:
     return (*heads, Kernel(f"{prefix}output_dense.kernel", (0, 1), (2,)))
 
 
-_KERNELS: dict[type, tuple[Kernel, ...]] = {
+def _einsum(layer: Any) -> tuple[Kernel, ...]:
+    read, kernel, made = re.split(",|->", layer.equation.replace(" ", ""))
+    inputs = tuple(axis for axis, letter in enumerate(kernel) if letter not in made)
+    return (
+        Kernel("kernel", inputs, tuple(a for a, letter in enumerate(kernel) if letter in made and letter not in read)),
+    )
+
+
+_KERNELS: dict[type, tuple[Kernel, ...] | Callable[[Any], tuple[Kernel, ...]]] = {
     layers.Conv1D: _KERNEL,
     layers.Conv2D: _KERNEL,
     layers.Conv3D: _KERNEL,
@@ -66,7 +75,7 @@ _KERNELS: dict[type, tuple[Kernel, ...]] = {
     layers.SeparableConv1D: _POINTWISE,
     layers.SeparableConv2D: _POINTWISE,
     layers.Dense: _KERNEL,
-    layers.EinsumDense: _KERNEL,
+    layers.EinsumDense: _einsum,
     layers.Embedding: (Kernel("embeddings"),),
     layers.MultiHeadAttention: _attention("_"),
     layers.GroupQueryAttention: _attention("_"),
@@ -116,7 +125,8 @@ def kernels_of(layer: Any) -> tuple[Kernel, ...]:
     """The weights of a layer, built or not, that masks may zero; none for layers that are not known."""
     for kind in type(layer).__mro__:
         if kind in _KERNELS:
-            return _KERNELS[kind]
+            known = _KERNELS[kind]
+            return known(layer) if callable(known) else known
         if kind in _HOLDERS:
             return tuple(
                 dataclasses.replace(kernel, path=f"{place}.{kernel.path}")
@@ -139,7 +149,10 @@ def variable_at(layer: Any, path: str) -> Any:
     """
     found = layer
     for part in path.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+        try:
+            found = found[int(part)] if part.isdigit() else getattr(found, part, None)
+        except (IndexError, TypeError):  # too short a list, or none
+            found = None
     if not isinstance(found, keras.Variable):
         raise SparsityError(
             f"{type(layer).__name__} {layer.name!r} has no weight {path!r}. Build the layer first; if it is your own, "

@@ -29,16 +29,29 @@ class UpdatePruningStep(keras.callbacks.Callback):
         >>> sparse.fit(x, y, callbacks=[UpdatePruningStep()])                               # doctest: +SKIP
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._wrapped: list[PruneLowMagnitude] = []
+
     def on_train_begin(self, logs: Any = None) -> None:
+        self._counted, self._told_ends = 0, False
         self._wrapped = wrapped_layers(self.model)
         if not self._wrapped:
             raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
-        self._steps = [int(layer.pruning_step) for layer in self._wrapped]
+        if unbuilt := [layer.name for layer in self._wrapped if not layer.built]:
+            raise SparsityError(f"{unbuilt[0]!r} has no weights yet: call the model on a batch first.")
+        self._read_steps()
         for layer in self._wrapped:
             layer.updating = True
 
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # Another callback may have restored a backup since training began.
+        self._read_steps()
+
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._first, self._counted = batch, self._batches_at_once(batch)
+        self._counted = self._batches_at_once(batch)
+        # What Keras has applied is only asked for where it cannot be foretold.
+        self._applied = self._iterations() if self._counted > 1 and self._length() is None else None
         acting: dict[int, list[PruneLowMagnitude]] = {}
         for layer, step in zip(self._wrapped, self._steps, strict=True):
             schedule = layer.pruning_schedule
@@ -51,21 +64,59 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._count(self._counted)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        # Of data of unknown length the last execution may have been shorter.
-        surplus = self._counted - (batch - self._first + 1)
-        if 0 < surplus < self._counted:
-            self._count(-surplus)
+        if self._applied is not None:
+            # Of data of unknown length the last execution may have been shorter, and Keras does not say so.
+            self._count(min(0, self._iterations() - self._applied - self._counted))
+        self._counted, self._told_ends = 0, True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._told_ends and self._counted:
+            # Keras begins one batch too many where it does not know the length.
+            self._count(-self._counted)
+            self._counted = 0
+        self._project()
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        self._project()
 
     def on_train_end(self, logs: Any = None) -> None:
+        # An optimizer that averages weights has just written the averages over the zeros.
+        self._project()
         for layer in self._wrapped:
-            # An optimizer that averages weights has just written the averages over the zeros.
-            layer.project()
             layer.updating = False
+            if self.model.jit_compile and not layer.finished:
+                # Compiled by XLA the training function cannot complain that nobody updates the masks: trace it anew.
+                self.model.train_function = None
 
     def _batches_at_once(self, batch: int) -> int:
         at_once = int(getattr(self.model, "steps_per_execution", 1) or 1)
-        steps = (self.params or {}).get("steps")
+        steps = self._length()
         return at_once if steps is None or at_once == 1 else max(1, min(at_once, steps - batch))
+
+    def _length(self) -> int | None:
+        return (self.params or {}).get("steps")
+
+    def _optimizer(self) -> Any:
+        optimizer = getattr(self.model, "optimizer", None)
+        return getattr(optimizer, "inner_optimizer", optimizer)
+
+    def _iterations(self) -> int:
+        return int(self._optimizer()._iterations)  # the public number counts accumulated batches as one
+
+    def _project(self) -> None:
+        for layer in self._wrapped:
+            layer.project()
+        optimizer = self._optimizer()
+        if getattr(optimizer, "use_ema", False) and optimizer.built:
+            # `keras.callbacks.SwapEMAWeights` puts the averages in the place of the weights.
+            averages = dict(
+                zip(map(id, optimizer._trainable_variables), optimizer._model_variables_moving_average, strict=False)
+            )
+            for layer in self._wrapped:
+                layer.project(averages)
+
+    def _read_steps(self) -> None:
+        self._steps = [int(layer.pruning_step) for layer in self._wrapped]
 
     def _count(self, batches: int) -> None:
         self._steps = [step + batches for step in self._steps]

@@ -5,7 +5,8 @@ precision or strategy makes the step, and masks and weights develop as they do i
 toolkit.
 """
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -32,7 +33,7 @@ class _Watch:
         )
         self._pruning_step, self._last_step = pruning_step, last_step
         # No weight of the layer: whether somebody updates the masks is a fact of this process, not of a saved model.
-        self.updating = keras.Variable(False, dtype="bool", trainable=False, name="updating")
+        self.updating = keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name="updating")
 
     def check(self) -> None:
         with tf.init_scope():
@@ -89,6 +90,8 @@ class PruneLowMagnitude(keras.layers.Wrapper):
         allocation: str = "uniform",
         **kwargs: Any,
     ) -> None:
+        if isinstance(layer, PruneLowMagnitude):
+            raise SparsityError(f"{layer.name!r} is wrapped already: wrap its layer instead.")
         check_prunable(layer)
         check_allocation(allocation)
         kwargs.setdefault("name", PREFIX + layer.name)
@@ -103,6 +106,16 @@ class PruneLowMagnitude(keras.layers.Wrapper):
         self.supports_masking = layer.supports_masking
         self.masks: dict[str, Any] = {}
         self._watch: _Watch | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.layer.built:
+            # Keras tells `build` of the first tensor only, but attention is called on several.
+            given = inspect.signature(self.layer.call).bind(*args, **kwargs).arguments
+            wanted = inspect.signature(self.layer.build).parameters
+            shapes = {f"{name}_shape": tensor.shape for name, tensor in given.items() if f"{name}_shape" in wanted}
+            if len(shapes) > 1:
+                self.layer.build(**shapes)
+        return super().__call__(*args, **kwargs)
 
     def build(self, input_shape: Any = None) -> None:
         if not self.layer.built:
@@ -123,6 +136,9 @@ class PruneLowMagnitude(keras.layers.Wrapper):
 
     def call(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return self.layer(inputs, *args, **kwargs)
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        return self.layer.compute_output_shape(*args, **kwargs)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         return self.layer.compute_output_spec(*args, **kwargs)
@@ -168,9 +184,22 @@ class PruneLowMagnitude(keras.layers.Wrapper):
                 mask.assign(chosen.astype("float32"))
             weights.assign(np.where(chosen, values, 0))
 
-    def project(self) -> None:
-        """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights."""
+    @property
+    def finished(self) -> bool:
+        """Whether the masks do not change any more."""
+        return self.pruning_schedule is None or int(self.pruning_step) >= self.pruning_schedule.last_step
+
+    def project(self, others: Mapping[int, Any] | None = None) -> None:
+        """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights.
+
+        Args:
+            others: by the `id` of a weight the variable to treat in its stead, as an optimizer's average of it.
+        """
         for _, weights, mask in self.pruned_weights():
+            if others is not None:
+                weights = others.get(id(weights))
+                if weights is None:  # not trained
+                    continue
             weights.assign(np.where(np.asarray(mask) > 0, np.asarray(weights), 0))
 
     def mask_zeros(self) -> None:

@@ -1,6 +1,7 @@
 """From training step to sparsity. Step s is the s-th batch: masks are brought up to date just before it is applied."""
 
 import dataclasses
+from numbers import Integral, Real
 from typing import Any
 
 from mobileprune.errors import SparsityError
@@ -97,9 +98,9 @@ class PolynomialDecay(PruningSchedule):
         _check_sparsity("initial_sparsity", self.initial_sparsity)
         _check_sparsity("final_sparsity", self.final_sparsity)
         _check_steps(self.begin_step, self.end_step, self.frequency)
-        if not self.power > 0:
+        if not isinstance(self.power, Real) or not self.power > 0:
             raise SparsityError(
-                f"power must be greater than 0, or final_sparsity is never reached. Received: {self.power}."
+                f"power must be greater than 0, or final_sparsity is never reached. Received: {self.power!r}."
             )
         if self.end_step <= self.begin_step:
             raise SparsityError(f"end_step must come after begin_step. Received: {self.begin_step=}, {self.end_step=}.")
@@ -127,9 +128,10 @@ def schedule_from_config(config: dict[str, Any]) -> PruningSchedule:
     Raises:
         SparsityError: it is none of the known ones.
     """
-    kind = SCHEDULES.get(config.get("class_name", ""))
+    name = config.get("class_name") if isinstance(config, dict) else config
+    kind = SCHEDULES.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise SparsityError(f"Unknown schedule {config.get('class_name')!r}. Known: {', '.join(SCHEDULES)}.")
+        raise SparsityError(f"Unknown schedule {name!r}. Known: {', '.join(SCHEDULES)}.")
     try:
         return kind(**config["config"])
     except (KeyError, TypeError) as error:
@@ -150,11 +152,13 @@ def as_schedule(given: Any) -> PruningSchedule:
 
 
 def _check_sparsity(name: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise SparsityError(f"{name} must be at least 0 and less than 1. Received: {value}.")
+    if not isinstance(value, Real) or not 0 <= value < 1:
+        raise SparsityError(f"{name} must be at least 0 and less than 1. Received: {value!r}.")
 
 
 def _check_steps(begin: int, end: int, frequency: int) -> None:
+    if not all(isinstance(number, Integral) for number in (begin, end, frequency)):
+        raise SparsityError(f"Steps are whole numbers. Received: begin_step={begin!r}, end_step={end!r}, {frequency=}.")
     if begin < 0 or frequency < 1:
         raise SparsityError(
             f"begin_step must not be negative and frequency at least 1. Received: begin_step={begin}, {frequency=}."

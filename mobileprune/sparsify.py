@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobileprune.errors import SparsityError
+from mobileprune.errors import ModelError, SparsityError, known_names
 from mobileprune.graph import clone, functional_graph, same_layer
 from mobileprune.masks import zero_fraction
 from mobileprune.prunable import kernels_of, prunable_weights, variable_at
@@ -47,7 +47,7 @@ def prune_low_magnitude(
         sparsity_m_by_n: (m, n): m of each n consecutive inputs are zero; schedules say only when masks are updated.
         nested: zeros that the model already has stay, and masks only ever lose weights.
         allocation: `"uniform"`, `"global"` or `"erk"`: how the sparsity is shared among layers of one schedule.
-        **kwargs: for the wrapper, when a layer is wrapped.
+        **kwargs: for the wrapper, when layers are wrapped.
 
     Returns:
         The wrapped layer or layers, or a new uncompiled model. Train it with `UpdatePruningStep` among the callbacks.
@@ -71,19 +71,34 @@ def prune_low_magnitude(
         "allocation": allocation,
     }
     if isinstance(to_prune, list | tuple):
-        return [prune_low_magnitude(one, schedule, pruning_policy=pruning_policy, **settings) for one in to_prune]
+        return [
+            prune_low_magnitude(one, schedule, pruning_policy=pruning_policy, **settings, **kwargs) for one in to_prune
+        ]
+    if not isinstance(to_prune, keras.Layer):
+        raise SparsityError(f"{to_prune!r} is neither a Keras layer nor a model.")
     if not isinstance(to_prune, keras.Model):
         if isinstance(to_prune, PruneLowMagnitude | keras.layers.InputLayer) or not _allowed(pruning_policy, to_prune):
             return to_prune
-        return PruneLowMagnitude(to_prune, _schedule_for(to_prune.name, schedule), **settings, **kwargs)
+        chosen = _schedule_for(to_prune.name, schedule)
+        return to_prune if chosen is None else PruneLowMagnitude(to_prune, chosen, **settings, **kwargs)
+    if kwargs:
+        raise SparsityError(f"There is no argument {', '.join(map(repr, kwargs))} when a model is wrapped.")
     if pruning_policy is not None:
         pruning_policy.ensure_model_supports_pruning(to_prune)
 
     def wrap(layer: Any, copy: Any) -> Any:
+        names.append(layer.name)
         chosen = _schedule_for(layer.name, schedule) if _allowed(pruning_policy, layer) else None
         return copy if chosen is None else PruneLowMagnitude(copy, chosen, **settings)
 
-    return _wrap(to_prune, wrap, nested)
+    names: list[str] = []
+    wrapped = _wrap(to_prune, wrap, nested)
+    for pattern in schedule if isinstance(schedule, Mapping) else ():
+        if not fnmatch.filter(names, pattern):
+            raise SparsityError(
+                f"No layer with kernels in {to_prune.name!r} is called {pattern!r}. Known: {known_names(names)}."
+            )
+    return wrapped
 
 
 def hold_zeros(model: Any) -> Any:
@@ -104,8 +119,17 @@ def strip_pruning(model: Any) -> Any:
 
     Returns:
         A new uncompiled model without any mobileprune layer.
+
+    Raises:
+        ModelError: the model, or one nested in it, is subclassed or not built.
+        SparsityError: a wrapped layer is inside another layer than a model.
     """
     stripped, pairs = _copied(model, lambda layer: layer.layer if isinstance(layer, PruneLowMagnitude) else layer)
+    if held := wrapped_layers(stripped):
+        raise SparsityError(
+            f"{held[0].name!r} is inside another layer and cannot be taken off there. Wrap the outer layer instead: "
+            "prune_low_magnitude(keras.layers.TimeDistributed(layer))."
+        )
     for old, new in pairs:
         if not isinstance(old, PruneLowMagnitude):
             new.set_weights(old.get_weights())
@@ -165,12 +189,24 @@ def _copied(
 ) -> tuple[Any, list[tuple[Any, Any]]]:
     """A new model with `changed(layer, copy of plain(layer))` for each layer, nested ones too; all pairs (old, new)."""
     pairs: list[tuple[Any, Any]] = []
+    if not isinstance(model, keras.Model):
+        raise ModelError(f"{model!r} is no Keras model.")
 
     def copied(layer: Any) -> Any:
         if isinstance(layer, keras.Model):
             functional_graph(layer)
             return clone(layer, copied)
-        copy = same_layer(plain(layer))
+        if isinstance(layer, keras.layers.Lambda):
+            return layer  # without weights, and its function cannot be made anew from a configuration safely
+        try:
+            copy = same_layer(plain(layer))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            why = " ".join(str(error).strip().partition("\n\n")[0].split())  # the rest is Keras' example
+            raise ModelError(
+                f"{type(layer).__name__} {layer.name!r} cannot be made anew from its get_config(): {why}"
+            ) from error
+        if not isinstance(layer, keras.Layer):
+            return copy  # a call of keras.ops
         build_config = plain(layer).get_build_config()
         if build_config and kernels_of(copy):
             # Built like the original: a wrapper cannot tell which of several inputs is which.
@@ -178,7 +214,10 @@ def _copied(
         pairs.append((layer, changed(layer, copy)))
         return pairs[-1][1]
 
-    return clone(model, copied), pairs
+    try:
+        return clone(model, copied), pairs
+    except ValueError as error:
+        raise ModelError(f"{model.name!r} cannot be put together with other layers: {error}") from error
 
 
 def _allowed(policy: Any, layer: Any) -> bool:

@@ -2,38 +2,17 @@ import keras
 import numpy as np
 import pytest
 from architectures import ARCHITECTURES, random_inputs, randomise
+from sparse_models import batches, dense, fit
 
 from mobileprune.errors import ModelError, SparsityError
 from mobileprune.prunable import kernels_of
 from mobileprune.pruning_callbacks import UpdatePruningStep
 from mobileprune.pruning_wrapper import PruneLowMagnitude, wrapped_layers
 from mobileprune.schedules import ConstantSparsity, PolynomialDecay
-from mobileprune.sparsify import hold_zeros, prune_low_magnitude, sparsity, strip_pruning
+from mobileprune.sparsify import hold_zeros, prune_low_magnitude, prune_now, sparsity, strip_pruning
 
 layers = keras.layers
 HALF = ConstantSparsity(0.5, begin_step=0, frequency=1)
-
-
-def dense(**settings):
-    return keras.Sequential(
-        [
-            keras.Input((6,), name="image"),
-            layers.Dense(8, name="first", **settings),
-            layers.Dense(4, name="second", **settings),
-        ],
-        name="dense",
-    )
-
-
-def batches(count, size=4, seed=0):
-    generator = np.random.default_rng(seed)
-    return generator.normal(size=(count * size, 6)), generator.normal(size=(count * size, 4))
-
-
-def fit(model, count, callbacks=(), optimizer=None, **settings):
-    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse", **settings)
-    model.fit(*batches(count), batch_size=4, shuffle=False, verbose=0, callbacks=list(callbacks))
-    return model
 
 
 def zeros(layer):
@@ -160,74 +139,6 @@ def test_a_compiled_model_with_a_loss_of_the_users_is_wrapped_uncompiled():
     assert not strip_pruning(wrapped).compiled
 
 
-def test_the_zeros_stay_through_every_step_and_the_rest_moves():
-    model = prune_low_magnitude(dense(), ConstantSparsity(0.5, 0, end_step=1))
-    fit(model, 1, [UpdatePruningStep()])
-    before = [np.array(layer.layer.kernel) for layer in model.layers]
-    fit(model, 5)  # without the callback: the optimizer alone holds them
-    for old, layer in zip(before, model.layers, strict=True):
-        new = np.asarray(layer.layer.kernel)
-        np.testing.assert_array_equal(new == 0, old == 0)
-        # A unit that nothing reads any more gets no gradient, so not all of them.
-        assert np.mean(new[old != 0] != old[old != 0]) > 0.5
-
-
-def test_masks_follow_the_weights_unless_nested():
-    kernel = np.array([[5.0, 4, 3, 2]])
-    for nested, kept in ((False, [0, 0, 1, 1]), (True, [0, 0, 0, 0])):
-        layer = prune_low_magnitude(layers.Dense(4), HALF, nested=nested)
-        layer.build((None, 1))
-        layer.layer.kernel.assign(kernel)
-        layer.update_masks(0)
-        assert np.asarray(layer.masks["kernel"]).tolist() == [[1, 1, 0, 0]]
-        layer.layer.kernel.assign([[0.1, 0.2, 3, 2]])  # past the constraint
-        layer.update_masks(1)
-        assert np.asarray(layer.masks["kernel"]).tolist() == [kept]
-
-
-def test_nested_keeps_the_zeros_that_the_model_has():
-    model = randomise(dense())
-    kernel = np.array(model.get_layer("first").kernel)
-    kernel[:3] = 0
-    model.get_layer("first").kernel.assign(kernel)
-    wrapped = prune_low_magnitude(model, PolynomialDecay(0.0, 0.75, 0, 4, frequency=1), nested=True)
-    fit(wrapped, 4, [UpdatePruningStep()])
-    found = np.asarray(wrapped.layers[0].layer.kernel)
-    assert not found[:3].any()
-    assert np.count_nonzero(found) == 12
-
-
-def test_a_constraint_that_the_layer_had_still_holds():
-    model = dense(kernel_constraint=keras.constraints.NonNeg())
-    wrapped = fit(prune_low_magnitude(model, HALF), 3, [UpdatePruningStep()])
-    for layer in wrapped.layers:
-        kernel = np.asarray(layer.layer.kernel)
-        assert (kernel >= 0).all()
-        assert (kernel == 0).sum() >= kernel.size // 2
-    stripped = strip_pruning(wrapped)
-    assert isinstance(stripped.layers[0].kernel_constraint, keras.constraints.NonNeg)
-    assert isinstance(stripped.layers[0].kernel.constraint, keras.constraints.NonNeg)
-
-
-def test_separable_convolutions_lose_pointwise_weights_only():
-    model = keras.Sequential([keras.Input((4, 4, 4)), layers.SeparableConv2D(8, 3)])
-    wrapped = prune_low_magnitude(randomise(model), HALF)
-    wrapped.layers[0].update_masks(0)
-    inner = strip_pruning(wrapped).layers[0]
-    assert np.count_nonzero(inner.pointwise_kernel) == 16
-    assert np.count_nonzero(inner.depthwise_kernel) == 36
-
-
-def test_each_layer_holds_its_own_sparsity_exactly():
-    schedule = ConstantSparsity(0.7, 0)
-    wrapped = prune_low_magnitude(randomise(ARCHITECTURES["residual"]()), schedule)
-    for layer in wrapped.layers:
-        if isinstance(layer, PruneLowMagnitude):
-            layer.update_masks(0)
-            size = layer.layer.kernel.shape.num_elements()
-            assert np.count_nonzero(layer.layer.kernel) == round(size * 0.3)
-
-
 @pytest.mark.parametrize("policy", ["float64", "mixed_float16", "mixed_bfloat16"])
 def test_a_wrapped_layer_computes_in_its_own_precision(policy):
     model = randomise(dense(dtype=policy))
@@ -249,58 +160,6 @@ def test_frozen_layers_stay_frozen_wrapped_and_stripped():
     assert len(wrapped.trainable_weights) == 2
     stripped = strip_pruning(wrapped)
     assert [layer.trainable for layer in stripped.layers] == [False, True]
-
-
-def test_a_config_round_trips():
-    for schedule in (HALF, PolynomialDecay(0.1, 0.7, 3, 9, power=2, frequency=4), None):
-        layer = PruneLowMagnitude(layers.Dense(3, name="d", dtype="mixed_bfloat16"), schedule, nested=True)
-        copy = PruneLowMagnitude.from_config(layer.get_config())
-        assert (copy.name, copy.pruning_schedule, copy.nested) == ("prune_low_magnitude_d", schedule, True)
-        assert (copy.layer.units, copy.layer.name, copy.layer.dtype_policy.name) == (3, "d", "mixed_bfloat16")
-
-
-def test_the_callback_needs_a_wrapped_model():
-    with pytest.raises(SparsityError, match="no wrapped layer"):
-        fit(dense(), 1, [UpdatePruningStep()])
-
-
-@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 4}, {"steps_per_execution": 16}])
-def test_steps_count_batches_however_many_keras_runs_at_once(settings):
-    model = prune_low_magnitude(dense(), PolynomialDecay(0.0, 0.75, 0, 10, frequency=100))
-    fit(model, 10, [UpdatePruningStep()], **settings)
-    assert [int(layer.pruning_step) for layer in model.layers] == [10, 10]
-    assert sparsity(model) == 0.75
-    fit(model, 10, [UpdatePruningStep()], **settings)
-    assert int(model.layers[0].pruning_step) == 20
-
-
-def test_steps_count_over_epochs_and_in_loops_by_hand():
-    model = prune_low_magnitude(dense(), HALF)
-    model.compile("sgd", "mse")
-    x, y = batches(3)
-    model.fit(x, y, batch_size=4, epochs=3, verbose=0, callbacks=[UpdatePruningStep()])
-    assert int(model.layers[0].pruning_step) == 9
-    callback = UpdatePruningStep()
-    callback.set_model(model)
-    callback.on_train_begin()
-    for _ in range(2):
-        for batch in range(3):
-            callback.on_train_batch_begin(batch)
-            model.train_on_batch(x[:4], y[:4])
-    for _ in range(2):
-        callback.on_train_batch_begin(-1)
-    assert int(model.layers[0].pruning_step) == 9 + 6 + 2
-
-
-def test_a_shared_layer_counts_each_batch_once():
-    left, right = keras.Input((6,)), keras.Input((6,))
-    shared = layers.Dense(4, name="shared")
-    model = prune_low_magnitude(keras.Model([left, right], layers.Add()([shared(left), shared(right)])), HALF)
-    model.compile("sgd", "mse")
-    x, y = batches(3)
-    model.fit([x, x], y, batch_size=4, verbose=0, callbacks=[UpdatePruningStep()])
-    (layer,) = [layer for layer in model.layers if isinstance(layer, PruneLowMagnitude)]
-    assert int(layer.pruning_step) == 3
 
 
 def test_sparsity_by_hand_plain_wrapped_and_nested():
@@ -331,3 +190,158 @@ def test_strip_of_a_plain_model_is_a_copy():
     assert copy is not model
     for one, other in zip(model.get_weights(), copy.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_pattern_that_no_layer_matches_is_refused():
+    with pytest.raises(
+        SparsityError, match=r"No layer with kernels in 'dense' is called 'frist'\. Known: first, second"
+    ):
+        prune_low_magnitude(dense(), {"frist": None, "*": HALF})
+    # One that an earlier pattern leaves nothing is none of these.
+    assert len(wrapped_layers(prune_low_magnitude(dense(), {"*": HALF, "first": None}))) == 2
+
+
+def test_a_mapping_that_does_not_name_a_layer_leaves_it_dense():
+    first, second = layers.Dense(2, name="first"), layers.Dense(2, name="second")
+    wrapped = prune_low_magnitude([first, second], {"first": HALF})
+    assert isinstance(wrapped[0], PruneLowMagnitude)
+    assert wrapped[1] is second
+    assert prune_low_magnitude(second, {"first": HALF}) is second
+
+
+def test_a_list_of_layers_is_wrapped_one_by_one():
+    stack = [layers.Dense(8, name="a"), prune_low_magnitude(layers.Dense(4), HALF), layers.InputLayer((6,))]
+    wrapped = prune_low_magnitude(stack, HALF, block_size=(2, 2), nested=True, allocation="erk", trainable=False)
+    assert wrapped[1:] == stack[1:]
+    first = wrapped[0]
+    assert (first.layer, first.pattern.block_size, first.nested) == (stack[0], (2, 2), True)
+    assert (first.allocation, first.trainable) == ("erk", False)
+
+
+class NotTheLast:
+    """A policy as the toolkit has them."""
+
+    def __init__(self):
+        self.asked = []
+
+    def allow_pruning(self, layer):
+        return layer.name != "second"
+
+    def ensure_model_supports_pruning(self, model):
+        self.asked.append(model.name)
+        if model.name == "refused":
+            raise ValueError("not this one")
+
+
+def test_a_policy_says_which_layers_and_may_refuse_the_model():
+    policy = NotTheLast()
+    wrapped = prune_low_magnitude(dense(), HALF, pruning_policy=policy)
+    assert [type(layer) for layer in wrapped.layers] == [PruneLowMagnitude, layers.Dense]
+    assert policy.asked == ["dense"]
+    second = layers.Dense(2, name="second")
+    assert prune_low_magnitude(second, HALF, pruning_policy=policy) is second
+    with pytest.raises(ValueError, match="not this one"):
+        prune_low_magnitude(keras.Sequential([dense()], name="refused"), HALF, pruning_policy=policy)
+
+
+def toolkit_schedule(name, config):
+    """An object that is told apart from the TensorFlow Model Optimization toolkit's only by its module."""
+    return type(name, (), {"get_config": lambda self: {"class_name": name, "config": config}})()
+
+
+def test_schedules_of_the_toolkit_are_taken():
+    decay = {"initial_sparsity": 0.1, "final_sparsity": 0.7, "power": 3, "begin_step": 2, "end_step": 9, "frequency": 4}
+    found = prune_low_magnitude(layers.Dense(2), toolkit_schedule("PolynomialDecay", decay)).pruning_schedule
+    assert found == PolynomialDecay(0.1, 0.7, 2, 9, 3, 4)
+    constant = {"target_sparsity": 0.7, "begin_step": 2, "end_step": -1, "frequency": 4}
+    found = prune_low_magnitude(dense(), {"first": toolkit_schedule("ConstantSparsity", constant)})
+    assert wrapped_layers(found)[0].pruning_schedule == ConstantSparsity(0.7, 2, -1, 4)
+    with pytest.raises(SparsityError, match="is no pruning schedule"):
+        prune_low_magnitude(layers.Dense(2), toolkit_schedule("Cubic", {}))
+
+
+def functional(*stack, shape=(6,), name="m"):
+    image = x = keras.Input(shape)
+    for layer in stack:
+        x = layer(x)
+    return keras.Model(image, x, name=name)
+
+
+class NoConfig(keras.layers.Layer):
+    def __init__(self, function):
+        super().__init__(name="no_config")
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda: prune_low_magnitude("model", HALF), SparsityError, "'model' is neither a Keras layer nor a model"),
+        (lambda: prune_low_magnitude(None, HALF), SparsityError, "None is neither"),
+        (lambda: prune_low_magnitude(layers.Dense, HALF), SparsityError, "is neither"),
+        (lambda: prune_low_magnitude(dense(), 0.5), SparsityError, "0.5 is no pruning schedule"),
+        (lambda: prune_low_magnitude(dense(), {"*": 0.5}), SparsityError, "0.5 is no pruning schedule"),
+        (lambda: prune_low_magnitude(dense(), HALF, block_size=0), SparsityError, "Received: 0"),
+        (lambda: prune_low_magnitude(dense(), HALF, block_size=(3,)), SparsityError, r"Received: \(3,\)"),
+        (lambda: prune_low_magnitude(dense(), HALF, sparsity_m_by_n=(4, 4)), SparsityError, "0 < m < n"),
+        (lambda: prune_low_magnitude(dense(), HALF, allocation="even"), SparsityError, "no allocation 'even'"),
+        (lambda: prune_low_magnitude(dense(), HALF, begin_step=3), SparsityError, "no argument 'begin_step'"),
+        (lambda: prune_low_magnitude([layers.Dense(2), layers.ReLU(name="r")], HALF), SparsityError, "'r' has no"),
+        (lambda: prune_low_magnitude(functional(layers.Dense(2), NoConfig(abs)), HALF), ModelError, "'no_config'"),
+        (lambda: strip_pruning(None), ModelError, "None is no Keras model"),
+        (lambda: strip_pruning(prune_low_magnitude(layers.Dense(2), HALF)), ModelError, "is no Keras model"),
+        (lambda: hold_zeros(layers.Dense(2)), ModelError, "is no Keras model"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(call, kind, says):
+    with pytest.raises(kind, match=says) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_begin_like_those_of_wrappers():
+    both = functional(layers.Dense(3, name="x"), layers.Dense(3, name="prune_low_magnitude_x"))
+    wrapped = prune_low_magnitude(both, HALF)
+    assert [layer.name for layer in strip_pruning(wrapped).layers] == [layer.name for layer in both.layers]
+    with pytest.raises(ModelError, match='"prune_low_magnitude_x" is used 2 times'):
+        prune_low_magnitude(functional(layers.Dense(3, name="x"), layers.ReLU(name="prune_low_magnitude_x")), HALF)
+
+
+def test_a_function_of_the_users_is_kept_as_it_is():
+    offset = np.float32(3)
+    model = functional(layers.Dense(2), layers.Lambda(lambda x: x + offset))
+    wrapped = prune_low_magnitude(model, HALF)
+    x = batches(1)[0]
+    np.testing.assert_array_equal(wrapped(x), model(x))
+    np.testing.assert_array_equal(strip_pruning(wrapped)(x), model(x))
+
+
+def test_calls_of_ops_between_the_layers_are_kept():
+    image = keras.Input((6,))
+    x = keras.ops.relu(layers.Dense(5)(image)) * 2 + 1
+    model = keras.Model(image, layers.Dense(2)(x))
+    wrapped = prune_low_magnitude(model, HALF)
+    values = batches(1)[0]
+    np.testing.assert_array_equal(wrapped(values), model(values))
+    np.testing.assert_array_equal(strip_pruning(hold_zeros(model))(values), model(values))
+
+
+def test_a_wrapped_layer_inside_another_layer_cannot_be_stripped_unseen():
+    inside = layers.TimeDistributed(prune_low_magnitude(layers.Dense(3, name="inner"), HALF))
+    model = functional(inside, shape=(5, 4))
+    assert model.output.shape == (None, 5, 3)
+    with pytest.raises(SparsityError, match=r"'prune_low_magnitude_inner' is inside another layer.*Wrap the outer"):
+        strip_pruning(model)
+
+
+def test_prune_now_brings_every_layer_to_its_own_end():
+    schedules = {"first": PolynomialDecay(0.0, 0.75, 5, 1000), "second": ConstantSparsity(0.5, 7)}
+    wrapped = prune_low_magnitude(dense(), schedules)
+    assert prune_now(wrapped) is wrapped
+    assert [zeros(layer.layer) for layer in wrapped.layers] == [36, 16]
+    wrapped = prune_now(prune_low_magnitude(dense(), PolynomialDecay(0.0, 0.75, 5, 1000), allocation="global"))
+    assert sparsity(wrapped) == 0.75
+    assert sparsity(prune_now(hold_zeros(dense()))) == 0.0
