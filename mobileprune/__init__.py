@@ -29,6 +29,8 @@ _HOMES = {
     "inspect": ("layer_facts", "model_facts"),
     "convert": ("convert", "to_float_flatbuffer"),
     "recipes": ("check_recipes",),
+    "sparse_encoding": ("encode_sparse",),
+    "sparse_path": ("SparsePath", "check_arm", "sparse_path"),
     "verify": ("verify",),
     "evaluate": ("evaluate",),
     "benchmark": ("benchmark", "benchmark_host"),

@@ -11,18 +11,19 @@ from smoke_run import ROOT
 LAYERS = (
     {"errors", "tflite_worker"},
     {"schedules", "masks", "noise", "files", "graph", "union", "tflite_graph", "tflite_runner", "benchmark.statistics"},
-    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist"},
+    {"records", "ranking", "linear", "playback", "datasets.fashion_mnist", "sparse_encoding", "xnnpack_layout"},
     {
+        "sparse_path",
         "preprocess",
         "sparsify",
         "channel_calls",
         "recommend",
-        "recipes",
         "evaluate",
         "verify",
         "benchmark.host",
         "console",
     },
+    {"recipes"},
     {"image_folder", "channel_ids", "convert", "benchmark", "progress", "report.words", "models"},
     {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
     {"channel_groups", "datasets.make_fashion_mnist"},
@@ -59,7 +60,7 @@ ALLOWED = {
         "datasets.fashion_mnist",  # its download, inside a function
     },
     "tensorflow": {"channel_ops", "convert", "linear", "gradients", "noise", "splits", "train"},
-    "ai_edge_litert": {"tflite_graph", "tflite_worker"},
+    "ai_edge_litert": {"tflite_graph", "tflite_worker", "sparse_encoding", "xnnpack_layout"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": set(),
     "tf_keras": set(),
@@ -208,6 +209,8 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "verify",
         "benchmark",
         "benchmark.host",
+        "sparse_encoding",
+        "sparse_path",
     ):
         reached, waiting = set(), [start]
         while waiting:
