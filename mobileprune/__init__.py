@@ -31,6 +31,8 @@ _HOMES = {
     "recipes": ("check_recipes",),
     "sparse_encoding": ("encode_sparse",),
     "sparse_path": ("SparsePath", "check_arm", "sparse_path"),
+    "sparse_ready": ("SparseReady", "measure_rewrite", "sparse_ready"),
+    "pruning_policy": ("PruneForLatencyOnXNNPack",),
     "verify": ("verify",),
     "evaluate": ("evaluate",),
     "benchmark": ("benchmark", "benchmark_host"),
