@@ -13,14 +13,14 @@ import mobileprune as mp
 from mobileprune import options
 from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
-from mobileprune.errors import InterpreterError, SettingsError, known_names
+from mobileprune.errors import ConversionError, InterpreterError, ModelError, SettingsError, known_names
 from mobileprune.tflite_graph import read_graph
 
 FLAGS = flags.FLAGS
 _USAGE = """mobileprune VERB … takes single steps:
 
-  mobileprune inspect MODEL.keras              layers, MACs, zeros, channel groups; and why channels stay
-  mobileprune inspect FILE.tflite              ops, inputs, outputs, zeros
+  mobileprune inspect MODEL.keras              layers, MACs, zeros, channel groups, why channels stay; sparse inference
+  mobileprune inspect FILE.tflite              ops, inputs, outputs, zeros; sparse inference
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
@@ -45,7 +45,13 @@ def _inspect(arguments: Sequence[str]) -> None:
     console.print(_table(("layer", "kind", "channels", "MACs", "parameters", "zeros"), rows, right=(2, 3, 4, 5)))
     facts = mp.model_facts(model)
     console.print(f"{facts.macs:,} MACs, {facts.params:,} parameters, {facts.sparsity:.1%} zeros")
-    _inspect_groups(console, _plain(model))
+    model = _plain(model)
+    _inspect_groups(console, model)
+    try:
+        verdict = mp.sparse_path(mp.to_float_flatbuffer(model)).sentence()
+    except (ConversionError, ModelError) as error:  # everything above holds without a file
+        verdict = f"Sparse inference on ARM: not known. {error}"
+    console.print(f"\n{verdict}", markup=False)
 
 
 def _inspect_groups(console: Any, model: Any) -> None:
@@ -84,7 +90,8 @@ def _inspect_groups(console: Any, model: Any) -> None:
 
 
 def _inspect_tflite(path: Path) -> None:
-    graph = read_graph(_bytes(path))
+    content = _bytes(path)
+    graph = read_graph(content)
     console = make_console(120)
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
@@ -93,6 +100,7 @@ def _inspect_tflite(path: Path) -> None:
     for op, count in sorted(graph.histogram().items()):
         console.print(f"{count:5d} {op}")
     console.print(f"{graph.zero_fraction():.1%} of the weights are zero; {len(graph.float_ops())} ops compute in float")
+    console.print(mp.sparse_path(content).sentence(), markup=False)
 
 
 def _prune(arguments: Sequence[str]) -> None:

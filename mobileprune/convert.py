@@ -27,7 +27,8 @@ def convert(
 
     Args:
         model: a built model; inference mode is what is converted, and the input's batch becomes 1.
-        recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io.
+        recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io,
+            and for models with many zeros float32_sparse and float16_sparse.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
             (images, labels); needed by int8 and int8_float_io.
         name: what the variants' `model` is: `base`, `s80`, ….
@@ -39,6 +40,7 @@ def convert(
         ModelError: not built, an input of unknown size, or weights that are NaN or infinite.
         ConversionError: an unknown recipe, calibration data missing, or the converter or quantizer refuses the model.
         DatasetError: calibration data that cannot be meant.
+        VerificationError: a sparse recipe would make a file that breaks on ARM.
 
     Example:
         >>> import mobileprune as mp  # doctest: +SKIP

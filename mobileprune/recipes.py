@@ -16,6 +16,8 @@ import numpy as np
 from mobileprune.errors import ConversionError, DatasetError, known_names
 from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
+from mobileprune.sparse_encoding import encode_sparse
+from mobileprune.sparse_path import check_arm
 from mobileprune.tflite_graph import TfliteGraph, read_graph
 
 # What litert-quantizer raises on graphs and ranges that it cannot work with.
@@ -34,12 +36,14 @@ class Recipe:
         description: for people, one clause.
         needs_calibration: whether ranges of activations must be measured first.
         integer_io: whether the file takes and answers int8 in place of float32.
+        sparse: whether zeros are left out of the file; only for models that have many.
     """
 
     name: str
     description: str
     needs_calibration: bool = False
     integer_io: bool = False
+    sparse: bool = False
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -51,6 +55,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe("dynamic_int8", "int8 weights; activations quantized as they come"),
             Recipe("int8", "int8 weights, activations, input and output", needs_calibration=True, integer_io=True),
             Recipe("int8_float_io", "int8 inside, float32 input and output", needs_calibration=True),
+            Recipe("float32_sparse", "as converted, zeros left out of the file", sparse=True),
+            Recipe("float16_sparse", "weights stored in 16 bits, zeros left out of the file", sparse=True),
         )
     }
 )
@@ -79,8 +85,10 @@ def make_variants(
         name: what the variants' `model` is.
 
     Raises:
-        ConversionError: an unknown recipe, no calibration data for a recipe that needs some, or the quantizer refuses
-            the graph. Nothing is made before the names and the data have been checked.
+        ConversionError: an unknown recipe, no calibration data for a recipe that needs some, the quantizer refuses the
+            graph, or there are too few zeros for a sparse recipe. Nothing is made before the names and the data have
+            been checked.
+        VerificationError: a sparse recipe would make a file that breaks on ARM; see `quantize`.
         DatasetError: the calibration data cannot be meant; see `calibrate`.
 
     Example:
@@ -191,9 +199,15 @@ def quantize(content: bytes, recipe: str, ranges: Ranges | None = None) -> bytes
         ranges: what `calibrate` measured, for recipes that need it.
 
     Raises:
-        ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float.
+        ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float, and
+            when a sparse recipe finds too few zeros (see `mobileprune.sparse_encoding`).
+        VerificationError: stored sparsely, the file would fail or answer wrongly on ARM (see `check_arm`).
     """
     chosen = recipe_named(recipe)
+    if chosen.sparse:
+        sparse = encode_sparse(quantize(content, recipe.removesuffix("_sparse")))
+        check_arm(sparse)
+        return sparse
     if chosen.needs_calibration and ranges is None:
         check_recipes([recipe], None)
     graph = read_graph(content)

@@ -98,10 +98,7 @@ class PolynomialDecay(PruningSchedule):
         _check_sparsity("initial_sparsity", self.initial_sparsity)
         _check_sparsity("final_sparsity", self.final_sparsity)
         _check_steps(self.begin_step, self.end_step, self.frequency)
-        if not isinstance(self.power, Real) or not self.power > 0:
-            raise SparsityError(
-                f"power must be greater than 0, or final_sparsity is never reached. Received: {self.power!r}."
-            )
+        _check_power(self.power)
         if self.end_step <= self.begin_step:
             raise SparsityError(f"end_step must come after begin_step. Received: {self.begin_step=}, {self.end_step=}.")
 
@@ -151,8 +148,13 @@ def as_schedule(given: Any) -> PruningSchedule:
     raise SparsityError(f"{given!r} is no pruning schedule. Use one of {', '.join(SCHEDULES)}.")
 
 
-def _check_sparsity(name: str, value: float) -> None:
-    if not isinstance(value, Real) or not 0 <= value < 1:
+def _check_power(value: Any) -> None:
+    if not isinstance(value, Real) or not float(value) > 0:
+        raise SparsityError(f"power must be greater than 0, or final_sparsity is never reached. Received: {value!r}.")
+
+
+def _check_sparsity(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise SparsityError(f"{name} must be at least 0 and less than 1. Received: {value!r}.")
 
 

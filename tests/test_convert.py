@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
-from tiny_models import convnet, images, shared_convnet
+from tiny_models import DENSE_RECIPES, convnet, images, shared_convnet
 
 from mobileprune.convert import convert, to_float_flatbuffer
 from mobileprune.errors import ConversionError, ModelError
-from mobileprune.recipes import RECIPES
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
 
 
 def test_every_recipe_comes_out_in_order_and_smaller_than_float():
-    variants = convert(shared_convnet(), list(RECIPES), calibration=images(20), name="base")
-    assert [(variant.model, variant.recipe) for variant in variants] == [("base", recipe) for recipe in RECIPES]
+    recipes = [recipe.name for recipe in DENSE_RECIPES]
+    variants = convert(shared_convnet(), recipes, calibration=images(20), name="base")
+    assert [(variant.model, variant.recipe) for variant in variants] == [("base", recipe) for recipe in recipes]
     assert all(len(variant.content) < len(variants[0].content) for variant in variants[1:])
 
 

@@ -17,7 +17,7 @@ LAYERS = (
     },
     {
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
-        *("prunable", "sparsity_allocation"),
+        *("prunable", "sparsity_allocation", "sparse_encoding", "xnnpack_layout"),
     },
     {"interop.process"},
     {"interop.activations", "interop.operations", "interop.schedules"},
@@ -25,17 +25,18 @@ LAYERS = (
     {"interop.bridge"},
     {"interop.files"},
     {
+        "sparse_path",
         "preprocess",
         "pruning_wrapper",
         "channel_calls",
         "recommend",
-        "recipes",
         "evaluate",
         "verify",
         "benchmark.host",
         "benchmark.arm64_checks",
         "console",
     },
+    {"recipes", "sparse_ready"},
     {
         "image_folder",
         "channel_ids",
@@ -47,7 +48,7 @@ LAYERS = (
         "sparsify",
         "pruning_callbacks",
     },
-    {"splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
+    {"pruning_policy", "splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
     {"importance", "train", "manifest", "one_shot"},
@@ -73,6 +74,8 @@ ALLOWED = {
             "rewrite",
             *("playback", "linear", "moments", "elimination", "reconstruct"),
             "gradients",
+            "sparse_ready",
+            "pruning_policy",
             "surgery",
             *("prunable", "pruning_wrapper", "pruning_callbacks", "sparsify"),
             "models",
@@ -94,7 +97,7 @@ ALLOWED = {
         "train",
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
-    "ai_edge_litert": {"tflite_graph", "tflite_worker"},
+    "ai_edge_litert": {"tflite_graph", "tflite_worker", "sparse_encoding", "xnnpack_layout"},
     "litert_quantizer": {"recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
@@ -241,6 +244,7 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "benchmark",
         "benchmark.host",
         "benchmark.arm64_checks",
+        "sparse_path",
     ):
         reached, waiting = set(), [start]
         while waiting:

@@ -7,7 +7,17 @@ import pytest
 import mobileprune as mp
 
 # Names of submodules that are names of functions, too.
-SHADOWED = ("benchmark", "convert", "evaluate", "recommend", "train", "verify", "channel_groups")
+SHADOWED = (
+    "benchmark",
+    "convert",
+    "evaluate",
+    "recommend",
+    "train",
+    "verify",
+    "channel_groups",
+    "sparse_path",
+    "sparse_ready",
+)
 
 
 def run(code):

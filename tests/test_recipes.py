@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from tiny_models import SIZE, images, reference, variants
+from tiny_models import DENSE_RECIPES, SIZE, images, reference, variants
 
 from mobileprune.errors import ConversionError, DatasetError
-from mobileprune.recipes import RECIPES, calibrate, make_variants, quantize
+from mobileprune.recipes import calibrate, make_variants, quantize
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
 
@@ -17,7 +17,7 @@ def test_float32_is_the_file_itself(content):
     assert quantize(content, "float32") is content
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=str)
+@pytest.mark.parametrize("recipe", DENSE_RECIPES, ids=str)
 def test_input_and_output_are_as_the_recipe_says(recipe):
     graph = read_graph(variants()[recipe.name].content)
     wanted = "INT8" if recipe.integer_io else "FLOAT32"
