@@ -10,7 +10,7 @@ from absl import app, flags
 from rich.table import Table
 
 import mobileprune as mp
-from mobileprune import options
+from mobileprune import options, sparsity_options
 from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
 from mobileprune.errors import ConversionError, InterpreterError, ModelError, SettingsError, known_names
@@ -22,6 +22,7 @@ _USAGE = """mobileprune VERB … takes single steps:
   mobileprune inspect MODEL.keras              layers, MACs, zeros, channel groups, why channels stay; sparse inference
   mobileprune inspect FILE.tflite              ops, inputs, outputs, zeros; sparse inference
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
+  mobileprune sparsify MODEL.keras --sparsity=0.8 --images=FOLDER --out=SPARSE.keras [--sparse_ready]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
   mobileprune benchmark FILE.tflite … --device=arm64
@@ -105,9 +106,7 @@ def _inspect_tflite(path: Path) -> None:
 
 def _prune(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras or .h5 file")
-    out = Path(FLAGS.out)
-    if out.suffix != ".keras":
-        raise SettingsError(f"--out={out} must end in .keras.")
+    out = _keras_file(FLAGS.out)
     for flag, looks in (("importance", ("obs", "taylor")), ("compensate", ("mean", "least_squares"))):
         if FLAGS[flag].value in looks and not FLAGS.images:
             raise SettingsError(f"--{flag}={FLAGS[flag].value} looks at images. Add --images=FOLDER.")
@@ -137,6 +136,39 @@ def _prune_flags() -> None:
     _image_flags("A folder of images without labels, for obs, taylor and compensation.")
     flags.DEFINE_string("plan", None, "A plan made before, in the place of a new one.")
     flags.DEFINE_string("out", None, "The .keras file to write; the plan goes beside it.", required=True)
+
+
+def _sparsify(arguments: Sequence[str]) -> None:
+    path = _one(arguments, "a .keras or .h5 file")
+    out = _keras_file(FLAGS.out)
+    model = _plain(mp.load_model(path))
+    if FLAGS.sparse_ready:
+        ready = mp.sparse_ready(model)
+        for change in ready.changes:
+            print(f"{change.layer}: {change.what}{'' if change.exact else ' (not exact)'}")
+        model = ready.model
+    sparsity_options.check(model)
+    images = None
+    if FLAGS.images:
+        contract = _contract(path, model)
+        images = options.pruning_images(_images(contract).calibration.images(FLAGS.calibration_images))
+    sparse = sparsity_options.prune_one_shot(model, images)
+    mp.save_checkpoint(sparse, out)
+    how = "by magnitude, no images" if images is None else f"by second order on {len(images)} images"
+    print(f"{mp.sparsity(sparse):.1%} of the weights that masks may zero are zero, chosen {how}.")
+    print(f"Wrote {out}. Fine-tune it with hold_zeros: nothing has been trained.")
+
+
+def _sparsify_flags() -> None:
+    sparsity_options.define()
+    _image_flags("A folder of images without labels; without one the smallest weights go.")
+    flags.DEFINE_string("out", None, "The .keras file to write.", required=True)
+
+
+def _keras_file(name: str) -> Path:
+    if Path(name).suffix != ".keras":
+        raise SettingsError(f"--out={name} must end in .keras.")
+    return Path(name)
 
 
 def _convert(arguments: Sequence[str]) -> None:
@@ -257,6 +289,7 @@ Verb = tuple[Callable[[Sequence[str]], None], Callable[[], None]]
 VERBS: dict[str, Verb] = {
     "inspect": (_inspect, _no_flags),
     "prune": (_prune, _prune_flags),
+    "sparsify": (_sparsify, _sparsify_flags),
     "convert": (_convert, _convert_flags),
     "benchmark": (_benchmark, _benchmark_flags),
     "report": (_report, _no_flags),

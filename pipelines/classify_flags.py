@@ -5,7 +5,7 @@ from typing import Any
 import shared_flags
 from absl import flags
 
-from mobileprune import options
+from mobileprune import options, sparsity_options
 
 FLAGS = flags.FLAGS
 PRESETS: dict[str, dict[str, Any]] = {
@@ -52,7 +52,7 @@ def define() -> None:
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
 
-    options.define_sparsity(init="none")
+    sparsity_options.define(init="none")
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 

@@ -24,7 +24,7 @@ import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
-from mobileprune import options
+from mobileprune import options, sparsity_options
 from mobileprune.console import parse_flags
 from mobileprune.errors import SettingsError
 
@@ -41,8 +41,8 @@ def classify() -> mp.Manifest:
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
     options.check(base)  # a target that cannot be met is an error now, not after the training
-    options.check_sparsity(base)
-    s80, c50 = f"s{100 * options.sparsity_share():.0f}", options.cut_name()  # by default; the names follow the flags
+    sparsity_options.check(base)
+    s80, c50 = f"s{100 * sparsity_options.share():.0f}", options.cut_name()  # by default; the names follow the flags
     both = f"{c50}_{s80}"
     run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
 
@@ -64,12 +64,12 @@ def classify() -> mp.Manifest:
 
     def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
         if FLAGS.sparsity_init == "one_shot" or not fine.epochs:
-            zeros = options.prune_one_shot(model, options.pruning_images(images))
+            zeros = sparsity_options.prune_one_shot(model, options.pruning_images(images))
             if not fine.epochs:
                 return zeros
             return mp.strip_pruning(fit(mp.hold_zeros(zeros), fine, task, stage, mp.UpdatePruningStep()))
-        pattern = options.sparsity_pattern()
-        schedules = options.sparsity_schedules(mp.sparsity(model), fine.steps(len(dataset.train)))
+        pattern = sparsity_options.pattern()
+        schedules = sparsity_options.schedules(model, fine.steps(len(dataset.train)))
         if FLAGS.sparsity_backend == "tfmot":
             return mp.train_with_tfmot(
                 model, dataset, fine, schedules, checkpoint=task.folder, **reports(task), **pattern
@@ -127,6 +127,12 @@ def load() -> tuple[mp.Dataset, Any]:
                 "which must be trained: give --train_epochs=1 or more."
             )
         model.trainable = True  # layers that were frozen when it was made must heal after a cut, too
+    if FLAGS.sparse_ready:
+        # Before any training, which heals what is not exact.
+        ready = mp.sparse_ready(model)
+        for change in ready.changes:
+            print(f"{change.layer}: {change.what}{'' if change.exact else ' (not exact, heals in training)'}")
+        model = ready.model
     return dataset, model
 
 
@@ -168,6 +174,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     classify_flags.define()
-    for module in (classify_flags, shared_flags, options):
+    for module in (classify_flags, shared_flags, options, sparsity_options):
         flags.adopt_module_key_flags(module)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)

@@ -14,6 +14,8 @@ import rich.box
 from rich.table import Table
 
 import mobileprune as mp
+from mobileprune.benchmark.arm64 import arm64_missing
+from mobileprune.benchmark.arm64_checks import compare_on_arm64
 from mobileprune.benchmark.host import benchmark_host
 from mobileprune.console import exit_code, make_console
 from mobileprune.data import Dataset, Split
@@ -31,7 +33,7 @@ from mobileprune.manifest import (
     versions,
     write_manifest,
 )
-from mobileprune.recipes import make_variants
+from mobileprune.recipes import make_variants, recipe_named
 from mobileprune.recommend import Limits, baseline_of, meets, recommend
 from mobileprune.records import Json, Latency, Manifest, ModelPort, Port, Rejected, Variant, VariantRecord, Verification
 from mobileprune.report.html import write_html
@@ -45,6 +47,12 @@ Key = tuple[str, str]
 
 # How long each stage takes beside a training step, roughly: for the time left.
 STEPS = {"convert": 250, "verify": 60, "evaluate": 120, "benchmark": 250, "report": 20}
+# Below this share of zeros hardly any weight takes less room when its zeros are left out.
+SPARSE_FROM = 0.5
+# Emulated, an image takes seconds.
+ARM64_IMAGES = 2
+# As a share of the largest output; rounding makes 1e-6.
+ARM64_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +72,12 @@ class ExportSettings:
 
 def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: ExportSettings) -> Manifest:
     """Converts, verifies, evaluates and benchmarks every model in every recipe; writes files, manifest and report."""
+    zeros = {name: mp.sparsity(model) for name, model in models.items()}
     files = {
-        (model, recipe): f"{settings.name}_{model}_{recipe}.tflite" for model in models for recipe in settings.recipes
+        (model, recipe): f"{settings.name}_{model}_{recipe}.tflite"
+        for model in models
+        for recipe in settings.recipes
+        if zeros[model] >= SPARSE_FROM or not recipe_named(recipe).sparse
     }
     run.depend("convert", {"files": sorted(files.values()), "calibration_images": settings.calibration_images})
     converted = run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
@@ -82,7 +94,7 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
     failed = {file: _failure(stage.get(file, {}) for stage in stages) for file in files.values()}
     shipped = {files[key]: variant for key, variant in passed.items() if not failed[files[key]]}
     variants = tuple(
-        _record(file, variant, figures[variant.model], checks[file]["report"], scores[file], times[file]["latency"])
+        _record(file, variant, figures[variant.model], checks[file], scores[file], times[file]["latency"])
         for file, variant in shipped.items()
     )
     rejected = tuple(Rejected(file, reason) for file, reason in failed.items() if reason)
@@ -99,13 +111,13 @@ def _convert(
     calibration = dataset.calibration.images(settings.calibration_images)
     found: Json = {}
     for done, (name, model) in enumerate(models.items()):
-        task.note(f"{name} in {len(settings.recipes)} recipes")
+        mine = {recipe: file for (owner, recipe), file in files.items() if owner == name}
+        task.note(f"{name} in {len(mine)} recipes")
         content = mp.to_float_flatbuffer(model)
-        for recipe in settings.recipes:
-            file = files[name, recipe]
+        for recipe, file in mine.items():
             try:
                 (variant,) = make_variants(content, [recipe], calibration, name)
-            except ConversionError as error:  # what one recipe cannot do, another can
+            except (ConversionError, VerificationError) as error:  # what one recipe cannot do, another can
                 found[file] = {"failed": str(error)}
                 continue
             run.keep_variant(variant, file)
@@ -117,10 +129,18 @@ def _convert(
 def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any, files: Any) -> Json:
     images = dataset.validation.images(settings.verify_images)
     expected = {name: reference_outputs(model, images) for name, model in models.items()}
+    on_arm64 = arm64_missing() is None  # sparse files run on kernels that this machine may not have
 
     def check(key: Key, variant: Variant) -> Json:
         report = verify(expected[key[0]], variant, images, threads=settings.threads)
-        return {"failed": " ".join(report.failures), "report": report.to_json()}
+        runtimes, failures = [report.runtime], list(report.failures)
+        if on_arm64 and recipe_named(variant.recipe).sparse:
+            found = compare_on_arm64(variant.content, images[:ARM64_IMAGES], name=files[key])
+            largest = float(np.abs(expected[key[0]][:ARM64_IMAGES]).max())
+            runtimes.append(found.device)
+            if found.agreement < 1 or found.max_abs_error > ARM64_TOLERANCE * largest:
+                failures.append(f"On {found.device} it answers otherwise: off by {found.max_abs_error:.2g}.")
+        return {"failed": " ".join(failures), "report": report.to_json(), "runtimes": runtimes}
 
     return _for_each(task, "verify", made, files, check)
 
@@ -190,7 +210,7 @@ def _benchmark(task: mp.Task, settings: ExportSettings, passed: Mapping[Any, Var
 
 
 def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json, latency: Json) -> VariantRecord:
-    verified = Verification.from_json(check)
+    verified = Verification.from_json(check["report"])
     graph = read_graph(variant.content)
     return VariantRecord(
         file=file,
@@ -205,7 +225,7 @@ def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json,
         input=_port(graph.inputs[0]),
         output=_port(graph.outputs[0]),
         verified=verified,
-        verified_runtimes=(verified.runtime,),
+        verified_runtimes=tuple(check["runtimes"]),
         latency=(Latency.from_json(latency),),
         **score,
     )

@@ -19,7 +19,11 @@ EXPORT = ("recipes", "verify_images", "threads", "benchmark_rounds", "tolerated_
 
 def define_export() -> None:
     """Flags that `export_settings` reads."""
-    flags.DEFINE_list("recipes", ["float32", "float16", "dynamic_int8", "int8"], "How files are quantized.")
+    flags.DEFINE_list(
+        "recipes",
+        ["float32", "float16", "float16_sparse", "dynamic_int8", "int8"],
+        "How files are quantized; those that leave zeros out are made of sparse models only.",
+    )
     options.define_calibration()
     flags.DEFINE_integer("verify_images", 256, "Compared with the Keras model, for each file.", lower_bound=2)
     flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)

@@ -56,7 +56,7 @@ LAYERS = (
     {"plan"},
     {"surgery", "run"},
     {"prune"},
-    {"options"},
+    {"options", "sparsity_options"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.
