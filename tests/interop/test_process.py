@@ -20,7 +20,7 @@ mp.from_tf_keras(mp.to_tf_keras(made))
 assert os.environ.get("TF_USE_LEGACY_KERAS") == EXPECTED, os.environ.get("TF_USE_LEGACY_KERAS")
 child = [sys.executable, "-c", "import os; print(os.environ.get('TF_USE_LEGACY_KERAS'))"]
 assert subprocess.run(child, capture_output=True, text=True).stdout.strip() == str(EXPECTED)
-assert tf.keras.Model.__module__.split(".")[0] == KERAS, tf.keras.Model.__module__
+assert tf.keras.Model.__module__.split(".")[0] == PACKAGE, tf.keras.Model.__module__
 assert keras.__version__.startswith("3.")
 """
 USE = """
@@ -47,11 +47,11 @@ def run(code, **environment):
 
 
 def test_keras_3_goes_on_as_if_nothing_had_happened():
-    run(AFTER.replace("EXPECTED", "None").replace("KERAS", "'keras'") + USE)
+    run(AFTER.replace("EXPECTED", "None").replace("PACKAGE", "'keras'") + USE)
 
 
 def test_a_variable_that_was_set_stays_set():
-    run(AFTER.replace("EXPECTED", "'1'").replace("KERAS", "'tf_keras'"), TF_USE_LEGACY_KERAS="1")
+    run(AFTER.replace("EXPECTED", "'1'").replace("PACKAGE", "'tf_keras'"), TF_USE_LEGACY_KERAS="1")
 
 
 def test_without_care_the_toolkit_does_change_the_process():
