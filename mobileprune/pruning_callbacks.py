@@ -40,6 +40,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
             raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
         if unbuilt := [layer.name for layer in self._wrapped if not layer.built]:
             raise SparsityError(f"{unbuilt[0]!r} has no weights yet: call the model on a batch first.")
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer and not all(bool(variable.value.is_initialized()) for variable in optimizer.variables):
+            raise SparsityError(
+                "An earlier fit without UpdatePruningStep broke off and left the optimizer half made: compile the "
+                "model again."
+            )
         self._read_steps()
         for layer in self._wrapped:
             layer.updating = True

@@ -36,11 +36,14 @@ class _Watch:
         self.updating = keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name="updating")
 
     def check(self) -> None:
+        eager = tf.executing_eagerly()
         with tf.init_scope():
             # Where it can be told while the step is traced, it is a plain error.
             if not np.asarray(self.updating) and int(self._pruning_step) < self._last_step:
-                raise SparsityError(self._message)
-        if not tf.executing_eagerly():
+                # Variables that the optimizer made for the step broken off never get their values.
+                again = "" if eager else " Compile the model again first."
+                raise SparsityError(self._message + again)
+        if not eager:
             # The traced step may run again, without the callback.
             well = tf.logical_or(self.updating.value, self._pruning_step.value >= self._last_step)
             tf.debugging.Assert(well, [self._message])
