@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobileprune.errors import SparsityError
-from mobileprune.pruning_wrapper import PruneLowMagnitude, update_masks, wrapped_layers
+from mobileprune.pruning_wrapper import PruneLowMagnitude, numbers_of, update_masks, wrapped_layers
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
@@ -40,6 +40,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
             raise SparsityError("The model has no wrapped layer. Wrap it with prune_low_magnitude first.")
         if unbuilt := [layer.name for layer in self._wrapped if not layer.built]:
             raise SparsityError(f"{unbuilt[0]!r} has no weights yet: call the model on a batch first.")
+        optimizer = getattr(self.model, "optimizer", None)
+        if optimizer and not all(bool(variable.value.is_initialized()) for variable in optimizer.variables):
+            raise SparsityError(
+                "An earlier fit without UpdatePruningStep broke off and left the optimizer half made: compile the "
+                "model again."
+            )
         self._read_steps()
         for layer in self._wrapped:
             layer.updating = True
@@ -101,7 +107,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         return getattr(optimizer, "inner_optimizer", optimizer)
 
     def _iterations(self) -> int:
-        return int(self._optimizer()._iterations)  # the public number counts accumulated batches as one
+        return int(numbers_of(self._optimizer()._iterations))  # the public number counts accumulated batches as one
 
     def _project(self) -> None:
         for layer in self._wrapped:
@@ -116,7 +122,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
                 layer.project(averages)
 
     def _read_steps(self) -> None:
-        self._steps = [int(layer.pruning_step) for layer in self._wrapped]
+        self._steps = [int(numbers_of(layer.pruning_step)) for layer in self._wrapped]
 
     def _count(self, batches: int) -> None:
         self._steps = [step + batches for step in self._steps]
@@ -143,11 +149,11 @@ class PruningSummaries(keras.callbacks.TensorBoard):
         super().on_epoch_end(epoch, logs)
         if self._masks_writer is None:
             self._masks_writer = tf.summary.create_file_writer(str(Path(self.log_dir) / "metrics"))
-        step = int(self.model.optimizer.iterations)
+        step = int(numbers_of(self.model.optimizer.iterations))
         with self._masks_writer.as_default():
             for layer in wrapped_layers(self.model):
                 for kernel, weights, mask in layer.pruned_weights():
-                    kept = np.abs(np.asarray(weights, np.float32))[np.asarray(mask) > 0]
+                    kept = np.abs(numbers_of(weights).astype(np.float32))[numbers_of(mask) > 0]
                     name = f"{layer.name}/{kernel.path}"
                     tf.summary.scalar(f"{name}/sparsity", 1 - kept.size / max(1, np.size(mask)), step=step)
                     tf.summary.scalar(f"{name}/threshold", kept.min() if kept.size else 0.0, step=step)

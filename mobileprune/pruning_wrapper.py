@@ -36,11 +36,14 @@ class _Watch:
         self.updating = keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name="updating")
 
     def check(self) -> None:
+        eager = tf.executing_eagerly()
         with tf.init_scope():
             # Where it can be told while the step is traced, it is a plain error.
-            if not np.asarray(self.updating) and int(self._pruning_step) < self._last_step:
-                raise SparsityError(self._message)
-        if not tf.executing_eagerly():
+            if not numbers_of(self.updating) and numbers_of(self._pruning_step) < self._last_step:
+                # Variables that the optimizer made for the step broken off never get their values.
+                again = "" if eager else " Compile the model again first."
+                raise SparsityError(self._message + again)
+        if not eager:
             # The traced step may run again, without the callback.
             well = tf.logical_or(self.updating.value, self._pruning_step.value >= self._last_step)
             tf.debugging.Assert(well, [self._message])
@@ -149,7 +152,7 @@ class PruneLowMagnitude(keras.layers.Wrapper):
     @property
     def updating(self) -> bool:
         """Whether somebody, usually `UpdatePruningStep`, has taken on to update the masks."""
-        return self._watch is None or bool(np.asarray(self._watch.updating))
+        return self._watch is None or bool(numbers_of(self._watch.updating))
 
     @updating.setter
     def updating(self, value: bool) -> None:
@@ -172,7 +175,7 @@ class PruneLowMagnitude(keras.layers.Wrapper):
     def set_masks(self, sparsities: Sequence[float]) -> None:
         """The same with a sparsity for each pruned weight."""
         for (kernel, weights, mask), sparsity in zip(self.pruned_weights(), sparsities, strict=True):
-            values, before = _numbers(weights), np.asarray(mask)
+            values, before = _numbers(weights), numbers_of(mask)
             if self.pattern.is_free:
                 chosen = pruning_mask(values, sparsity)
             else:
@@ -187,7 +190,7 @@ class PruneLowMagnitude(keras.layers.Wrapper):
     @property
     def finished(self) -> bool:
         """Whether the masks do not change any more."""
-        return self.pruning_schedule is None or int(self.pruning_step) >= self.pruning_schedule.last_step
+        return self.pruning_schedule is None or int(numbers_of(self.pruning_step)) >= self.pruning_schedule.last_step
 
     def project(self, others: Mapping[int, Any] | None = None) -> None:
         """Zeroes again what the masks remove, after something other than an optimizer step wrote the weights.
@@ -200,12 +203,12 @@ class PruneLowMagnitude(keras.layers.Wrapper):
                 weights = others.get(id(weights))
                 if weights is None:  # not trained
                     continue
-            weights.assign(np.where(np.asarray(mask) > 0, np.asarray(weights), 0))
+            weights.assign(np.where(numbers_of(mask) > 0, numbers_of(weights), 0))
 
     def mask_zeros(self) -> None:
         """Makes the zeros that the weights have now the mask."""
         for _, weights, mask in self.pruned_weights():
-            mask.assign((np.asarray(weights) != 0).astype("float32"))
+            mask.assign((numbers_of(weights) != 0).astype("float32"))
 
     def get_config(self) -> dict[str, Any]:
         schedule = None if self.pruning_schedule is None else self.pruning_schedule.get_config()
@@ -276,7 +279,12 @@ def _by_schedule(
         yield schedule, allocation, together
 
 
+def numbers_of(variable: Any) -> Any:
+    """What a variable holds now, also when it is mirrored over several devices, where it is no array of its own."""
+    return tf.convert_to_tensor(variable.value).numpy()
+
+
 def _numbers(variable: Any) -> np.ndarray:
-    values = np.asarray(variable)
+    values = numbers_of(variable)
     # NumPy does not know bfloat16 as a float of its own.
     return values.astype(np.float32) if values.dtype.itemsize < 4 else values

@@ -14,7 +14,7 @@ from mobileprune.errors import ModelError, SparsityError, known_names
 from mobileprune.graph import clone, functional_graph, same_layer
 from mobileprune.masks import zero_fraction
 from mobileprune.prunable import kernels_of, prunable_weights, variable_at
-from mobileprune.pruning_wrapper import PruneLowMagnitude, update_masks, wrapped_layers
+from mobileprune.pruning_wrapper import PruneLowMagnitude, numbers_of, update_masks, wrapped_layers
 from mobileprune.schedules import ConstantSparsity, PruningSchedule, as_schedule
 
 Schedules = Any | Mapping[str, Any]
@@ -138,7 +138,7 @@ def strip_pruning(model: Any) -> Any:
         for kernel, _, mask in old.pruned_weights():
             variable = variable_at(new, kernel.path)
             # Not a product: that leaves negative zeros, whose sign bits make files compress worse.
-            variable.assign(np.where(np.asarray(mask) > 0, np.asarray(variable), 0))
+            variable.assign(np.where(numbers_of(mask) > 0, numbers_of(variable), 0))
     return stripped
 
 
@@ -156,7 +156,7 @@ def prune_now(model: Any) -> Any:
 def sparsity(model: Any) -> float:
     """Share of exact zeros among all weights that masks may zero (see `prunable`), wrapped, nested or not."""
     inner = {id(layer): layer for layer in _leaves(model)}.values()
-    return zero_fraction([np.asarray(weights) for layer in inner for weights in prunable_weights(layer).values()])
+    return zero_fraction([numbers_of(weights) for layer in inner for weights in prunable_weights(layer).values()])
 
 
 def _leaves(model: Any) -> list[Any]:
