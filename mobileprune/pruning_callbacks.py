@@ -47,8 +47,10 @@ class UpdatePruningStep(keras.callbacks.Callback):
                 "model again."
             )
         self._read_steps()
+        self._released: list[bool] = [False] * len(self._wrapped)
         for layer in self._wrapped:
             layer.updating = True
+            layer.release(False)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         # Another callback may have restored a backup since training began.
@@ -68,6 +70,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         for step, layers in acting.items():
             update_masks(layers, step)
         self._count(self._counted)
+        self._release(batch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self._applied is not None:
@@ -90,6 +93,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
         self._project()
         for layer in self._wrapped:
             layer.updating = False
+            layer.release(False)
             if self.model.jit_compile and not layer.finished:
                 # Compiled by XLA the training function cannot complain that nobody updates the masks: trace it anew.
                 self.model.train_function = None
@@ -120,6 +124,16 @@ class UpdatePruningStep(keras.callbacks.Callback):
             )
             for layer in self._wrapped:
                 layer.project(averages)
+
+    def _release(self, batch: int) -> None:
+        """Lets weights go in the coming step where their masks are chosen anew after it, as the toolkit does."""
+        ends = self._length() is not None and batch + 1 == self._length()  # all is projected at the end of an epoch
+        for index, (layer, step) in enumerate(zip(self._wrapped, self._steps, strict=True)):
+            schedule = layer.pruning_schedule
+            wanted = self._counted == 1 and not ends and schedule is not None and schedule.should_update(step + 1)
+            if wanted != self._released[index]:
+                self._released[index] = wanted
+                layer.release(wanted)
 
     def _read_steps(self) -> None:
         self._steps = [int(numbers_of(layer.pruning_step)) for layer in self._wrapped]

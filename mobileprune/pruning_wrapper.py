@@ -23,7 +23,11 @@ PREFIX = "prune_low_magnitude_"
 
 
 class _Watch:
-    """Notices that an optimizer makes steps while nobody updates the masks."""
+    """Who updates the masks: notices when nobody does, and lets weights go just before their masks are chosen anew.
+
+    The toolkit chooses masks from the weights as the optimizer left them, and zeroes afterwards: a zero whose step was
+    large enough comes back.
+    """
 
     def __init__(self, name: str, pruning_step: Any, last_step: int) -> None:
         self._message = (
@@ -33,7 +37,10 @@ class _Watch:
         )
         self._pruning_step, self._last_step = pruning_step, last_step
         # No weight of the layer: whether somebody updates the masks is a fact of this process, not of a saved model.
-        self.updating = keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name="updating")
+        self.updating, self.released = (
+            keras.Variable("zeros", shape=(), dtype="bool", trainable=False, name=name)
+            for name in ("updating", "released")
+        )
 
     def check(self) -> None:
         eager = tf.executing_eagerly()
@@ -56,10 +63,12 @@ class _Projection(keras.constraints.Constraint):
         self.mask, self.inner, self.watch = mask, inner, watch
 
     def __call__(self, weights: Any) -> Any:
+        weights = weights if self.inner is None else self.inner(weights)
+        mask = keras.ops.cast(self.mask, weights.dtype)
         if self.watch is not None:
             self.watch.check()
-        weights = weights if self.inner is None else self.inner(weights)
-        return weights * keras.ops.cast(self.mask, weights.dtype)
+            mask = keras.ops.maximum(mask, keras.ops.cast(self.watch.released, weights.dtype))
+        return weights * mask
 
 
 @keras.saving.register_keras_serializable(package="mobileprune")
@@ -158,6 +167,11 @@ class PruneLowMagnitude(keras.layers.Wrapper):
     def updating(self, value: bool) -> None:
         if self._watch is not None:
             self._watch.updating.assign(value)
+
+    def release(self, value: bool) -> None:
+        """Whether the next optimizer step may move zeros: only when their masks are chosen anew right after it."""
+        if self._watch is not None and not self.nested:
+            self._watch.released.assign(value)
 
     def pruned_weights(self) -> list[tuple[Kernel, Any, Any]]:
         """Every pruned weight: how its axes are read, its variable, and the variable that holds its mask."""
@@ -285,6 +299,6 @@ def numbers_of(variable: Any) -> Any:
 
 
 def _numbers(variable: Any) -> np.ndarray:
-    values = numbers_of(variable)
+    values: np.ndarray = numbers_of(variable)
     # NumPy does not know bfloat16 as a float of its own.
     return values.astype(np.float32) if values.dtype.itemsize < 4 else values
