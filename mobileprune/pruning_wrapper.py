@@ -285,6 +285,6 @@ def numbers_of(variable: Any) -> Any:
 
 
 def _numbers(variable: Any) -> np.ndarray:
-    values = numbers_of(variable)
+    values: np.ndarray = numbers_of(variable)
     # NumPy does not know bfloat16 as a float of its own.
     return values.astype(np.float32) if values.dtype.itemsize < 4 else values
