@@ -98,7 +98,10 @@ class PolynomialDecay(PruningSchedule):
         _check_sparsity("initial_sparsity", self.initial_sparsity)
         _check_sparsity("final_sparsity", self.final_sparsity)
         _check_steps(self.begin_step, self.end_step, self.frequency)
-        _check_power(self.power)
+        if not (_is_number(self.power) and self.power > 0):
+            raise SparsityError(
+                f"power must be greater than 0, or final_sparsity is never reached. Received: {self.power!r}."
+            )
         if self.end_step <= self.begin_step:
             raise SparsityError(f"end_step must come after begin_step. Received: {self.begin_step=}, {self.end_step=}.")
 
@@ -119,7 +122,7 @@ class PolynomialDecay(PruningSchedule):
 SCHEDULES = {kind.__name__: kind for kind in (ConstantSparsity, PolynomialDecay)}
 
 
-def schedule_from_config(config: dict[str, Any]) -> PruningSchedule:
+def schedule_from_config(config: Any) -> PruningSchedule:
     """The schedule that `get_config` described.
 
     Raises:
@@ -148,18 +151,21 @@ def as_schedule(given: Any) -> PruningSchedule:
     raise SparsityError(f"{given!r} is no pruning schedule. Use one of {', '.join(SCHEDULES)}.")
 
 
-def _check_power(value: Any) -> None:
-    if not isinstance(value, Real) or not float(value) > 0:
-        raise SparsityError(f"power must be greater than 0, or final_sparsity is never reached. Received: {value!r}.")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real)
 
 
-def _check_sparsity(name: str, value: Any) -> None:
-    if not isinstance(value, Real) or not 0 <= float(value) < 1:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral)
+
+
+def _check_sparsity(name: str, value: float) -> None:
+    if not (_is_number(value) and 0 <= value < 1):
         raise SparsityError(f"{name} must be at least 0 and less than 1. Received: {value!r}.")
 
 
 def _check_steps(begin: int, end: int, frequency: int) -> None:
-    if not all(isinstance(number, Integral) for number in (begin, end, frequency)):
+    if not all(_is_whole(number) for number in (begin, end, frequency)):
         raise SparsityError(f"Steps are whole numbers. Received: begin_step={begin!r}, end_step={end!r}, {frequency=}.")
     if begin < 0 or frequency < 1:
         raise SparsityError(

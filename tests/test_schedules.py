@@ -140,3 +140,19 @@ def test_the_base_schedule_says_what_to_use_instead():
     for method in (PruningSchedule().sparsity, PruningSchedule().should_update):
         with pytest.raises(TypeError, match="PolynomialDecay"):
             method(0)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("0.5", 0), (None, 0), (0.5, "0"), (0.5, 0.5), (0.5, 0, None), (0.5, 0, -1, 2.5)]
+)
+def test_what_is_no_number_is_refused(arguments):
+    with pytest.raises(SparsityError, match="Received"):
+        ConstantSparsity(*arguments)
+
+
+def test_a_power_that_is_no_number_and_a_config_that_is_no_mapping_are_refused():
+    with pytest.raises(SparsityError, match=r"power.*Received: '3'"):
+        PolynomialDecay(0.0, 0.5, 0, 9, power="3")
+    for config in (None, [], {"class_name": ["ConstantSparsity"]}):
+        with pytest.raises(SparsityError, match="Unknown schedule"):
+            schedule_from_config(config)
