@@ -1,10 +1,10 @@
 """Rewrites a Keras network so that XNNPACK's sparse kernels can run it once its weights are sparse.
 
-The conditions are those of `mobileprune.sparse_path`. Stock networks break three of them: strided convolutions are
-padded on two sides only; heads that keep the pooled map's dimensions continue with 1x1 convolutions; and networks of
-grayscale images have one input channel in place of three. Heads and channels are rewritten exactly. Padding on all
-sides moves what a strided convolution sees by one pixel, which a short fine-tune heals; depthwise 3x3 ones can be
-written exactly as 5x5 with taps of zero.
+The conditions are those of `mobileprune.sparse_path`. Stock networks break some: strided convolutions are padded on
+two sides only; heads that keep the pooled map's dimensions continue with 1x1 convolutions; hard sigmoids multiply by a
+plain number; and grayscale images have one channel in place of three. All but the first are rewritten exactly. Padding
+on all sides moves what a strided convolution sees by one pixel, which a short fine-tune heals; depthwise 3x3 ones can
+be written exactly as 5x5 with taps of zero.
 """
 
 import dataclasses
@@ -65,8 +65,8 @@ def sparse_ready(model: Any, *, exact: bool = False) -> SparseReady:
     """Rewrites a network to the conditions of XNNPACK's sparse kernels, as far as rewriting can.
 
     What can be in the way still is for `sparse_path` to say, on the converted result: an average pooling or
-    concatenation in the middle, squeeze-and-excite with a hard sigmoid (MobileNetV3), a stem of another kernel, or a
-    map of odd size at a stride of 2, whose padding the converter always writes as "same". Sizes that are multiples of
+    concatenation in the middle, dilation, a convolution of 3x3 or more that is neither stem nor depthwise, or a map of
+    odd size at a stride of 2, whose padding the converter always writes as "same". Sizes that are multiples of
     32 have none.
 
     Args:
@@ -174,7 +174,7 @@ class _Rewriter:
         if id(node) in self._heads:
             return self._call_in_head(node, args, kwargs)
         if not isinstance(operation, keras.Layer):
-            return operation(*args, **kwargs)
+            return operation(*self._with_ranks(node, args), **kwargs)
         x = args[0] if args else None
         changed: dict[str, Any] = {}
         if id(node) in self._tripled:
@@ -197,6 +197,17 @@ class _Rewriter:
         made = self._fresh(operation, changed)
         self._pairs.append((operation, made))
         return made(x)
+
+    def _with_ranks(self, node: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A factor of a map of one pixel, as in hard sigmoids, as a constant of rank 4: XNNPACK asks for that."""
+        shape = node.output_tensors[0].shape
+        if type(node.operation).__name__ != "Multiply" or len(shape) != 4 or shape[1:3] != (1, 1):
+            return args
+        one = (1, 1, 1, 1)
+        given = tuple(np.full(one, each, "float32") if isinstance(each, int | float) else each for each in args)
+        if any(old is not new for old, new in zip(args, given, strict=True)):
+            self._note(node.operation, "multiplies by a constant of rank 4, was a plain number", True)
+        return given
 
     def transfer(self) -> None:
         """Copies the weights; where a kernel has a new form, into it."""
