@@ -73,8 +73,8 @@ def sparse_ready(model: Any, *, exact: bool = False) -> SparseReady:
         model: a built Sequential or functional model without sparsity wrappers; not changed. Nested models come out
             inlined.
         exact: writes depthwise 3x3 convolutions of stride 2 as 5x5, which changes nothing in what they compute and
-            costs 2.8 times their MACs, in place of moving them by a pixel. Full convolutions, as the stem, have no
-            exact form.
+            costs 2.8 times their MACs, in place of moving them by a pixel; and moves the image under the stem, which
+            then misses its first row and column and nothing else. Only 5x5 ones still move by a pixel.
 
     Returns:
         A new, uncompiled model with the same weights, and the list of changes.
@@ -125,6 +125,7 @@ class _Padding:
     wide: bool  # 3x3 taps in the place of 5x5
     skip: Any  # the ZeroPadding2D call that is taken in, if any
     before: Sides
+    moved: tuple[int, int] | None = None  # rows and columns that the image is moved up and left by, to meet the taps
 
     @property
     def exact(self) -> bool:
@@ -183,9 +184,16 @@ class _Rewriter:
         if id(node) in self._paddings:
             padding = self._paddings[id(node)]
             name = padding.skip.operation.name if padding.skip else f"{operation.name}_pad"
+            if padding.moved:
+                # In this order: paddings in a row would become one, and padding all of an odd size would become "same".
+                down, right = padding.moved
+                x = layers.ZeroPadding2D(((0, down), (0, right)), name=f"{operation.name}_move_pad")(x)
+                x = layers.Cropping2D(((down, 0), (right, 0)), name=f"{operation.name}_move")(x)
             x = layers.ZeroPadding2D(padding.sides, name=name)(x)
             changed["padding"] = "valid"
             what = f"padded by {padding.sides} on every side, was (top, bottom, left, right) {padding.before}"
+            if padding.moved:
+                what = f"without the first row and column of the image, {what}"
             same = padding.before == (padding.sides,) * 4
             if padding.wide:
                 changed["kernel_size"] = (5, 5)
@@ -261,7 +269,9 @@ class _Rewriter:
         # The taps of 3x3 fit into 5x5 wherever these began up to two pixels before.
         shifts = before[0] != size // 2 or before[2] != size // 2
         wide = self._wide and shifts and type(layer) is layers.DepthwiseConv2D and size == 3 and max(before) <= 2
-        return _Padding(2 if wide else size // 2, wide, skip, before)
+        moved = (1 - before[0], 1 - before[2])
+        stem = self._wide and shifts and type(layer) is layers.Conv2D and size == 3 and min(moved) >= 0
+        return _Padding(2 if wide else size // 2, wide, skip, before, moved if stem else None)
 
     def _only_read_by(self, tensor: Any, node: Any) -> bool:
         return id(tensor) not in self._outputs and self._readers.get(id(tensor)) == [node]

@@ -272,3 +272,19 @@ def test_subclassed_models_are_refused():
 
     with pytest.raises(ModelError, match="subclassed"):
         sparse_ready(Own())
+
+
+def test_a_moved_stem_misses_the_first_row_and_column_alone():
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(16, 3, 2, padding="same", name="stem")(inputs)
+    stem_only = randomise(keras.Model(inputs, x))
+    model = randomise(keras.Model(inputs, head(body(x))))
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    moved = np.asarray(sparse_ready(stem_only, exact=True).model(images))
+    np.testing.assert_allclose(moved[:, 1:, 1:], np.asarray(stem_only(images))[:, 1:, 1:], atol=1e-5)
+    assert np.abs(moved[:, 0] - np.asarray(stem_only(images))[:, 0]).max() > 0.1
+    ready = sparse_ready(model, exact=True)
+    assert [(change.layer, change.exact) for change in ready.changes] == [("stem", False)]
+    assert sparse_path(to_float_flatbuffer(ready.model)).reachable == 2
+    images[:, 0] = images[:, :, 0] = 0
+    np.testing.assert_allclose(ready.model(images), model(images), atol=1e-5)
