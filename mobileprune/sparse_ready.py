@@ -1,10 +1,10 @@
 """Rewrites a Keras network so that XNNPACK's sparse kernels can run it once its weights are sparse.
 
-The conditions are those of `mobileprune.sparse_path`. Stock networks break three of them: strided convolutions are
-padded on two sides only; heads that keep the pooled map's dimensions continue with 1x1 convolutions; and networks of
-grayscale images have one input channel in place of three. Heads and channels are rewritten exactly. Padding on all
-sides moves what a strided convolution sees by one pixel, which a short fine-tune heals; depthwise 3x3 ones can be
-written exactly as 5x5 with taps of zero.
+The conditions are those of `mobileprune.sparse_path`. Stock networks break some: strided convolutions are padded on
+two sides only; heads that keep the pooled map's dimensions continue with 1x1 convolutions; hard sigmoids multiply by a
+plain number; and grayscale images have one channel in place of three. All but the first are rewritten exactly. Padding
+on all sides moves what a strided convolution sees by one pixel, which a short fine-tune heals; depthwise 3x3 ones can
+be written exactly as 5x5 with taps of zero.
 """
 
 import dataclasses
@@ -65,16 +65,16 @@ def sparse_ready(model: Any, *, exact: bool = False) -> SparseReady:
     """Rewrites a network to the conditions of XNNPACK's sparse kernels, as far as rewriting can.
 
     What can be in the way still is for `sparse_path` to say, on the converted result: an average pooling or
-    concatenation in the middle, squeeze-and-excite with a hard sigmoid (MobileNetV3), a stem of another kernel, or a
-    map of odd size at a stride of 2, whose padding the converter always writes as "same". Sizes that are multiples of
+    concatenation in the middle, dilation, a convolution of 3x3 or more that is neither stem nor depthwise, or a map of
+    odd size at a stride of 2, whose padding the converter always writes as "same". Sizes that are multiples of
     32 have none.
 
     Args:
         model: a built Sequential or functional model without sparsity wrappers; not changed. Nested models come out
             inlined.
         exact: writes depthwise 3x3 convolutions of stride 2 as 5x5, which changes nothing in what they compute and
-            costs 2.8 times their MACs, in place of moving them by a pixel. Full convolutions, as the stem, have no
-            exact form.
+            costs 2.8 times their MACs, in place of moving them by a pixel; and moves the image under the stem, which
+            then misses its first row and column and nothing else. Only 5x5 ones still move by a pixel.
 
     Returns:
         A new, uncompiled model with the same weights, and the list of changes.
@@ -125,6 +125,7 @@ class _Padding:
     wide: bool  # 3x3 taps in the place of 5x5
     skip: Any  # the ZeroPadding2D call that is taken in, if any
     before: Sides
+    moved: tuple[int, int] | None = None  # rows and columns that the image is moved up and left by, to meet the taps
 
     @property
     def exact(self) -> bool:
@@ -174,7 +175,7 @@ class _Rewriter:
         if id(node) in self._heads:
             return self._call_in_head(node, args, kwargs)
         if not isinstance(operation, keras.Layer):
-            return operation(*args, **kwargs)
+            return operation(*self._with_ranks(node, args), **kwargs)
         x = args[0] if args else None
         changed: dict[str, Any] = {}
         if id(node) in self._tripled:
@@ -183,9 +184,16 @@ class _Rewriter:
         if id(node) in self._paddings:
             padding = self._paddings[id(node)]
             name = padding.skip.operation.name if padding.skip else f"{operation.name}_pad"
+            if padding.moved:
+                # In this order: paddings in a row would become one, and padding all of an odd size would become "same".
+                down, right = padding.moved
+                x = layers.ZeroPadding2D(((0, down), (0, right)), name=f"{operation.name}_move_pad")(x)
+                x = layers.Cropping2D(((down, 0), (right, 0)), name=f"{operation.name}_move")(x)
             x = layers.ZeroPadding2D(padding.sides, name=name)(x)
             changed["padding"] = "valid"
             what = f"padded by {padding.sides} on every side, was (top, bottom, left, right) {padding.before}"
+            if padding.moved:
+                what = f"without the first row and column of the image, {what}"
             same = padding.before == (padding.sides,) * 4
             if padding.wide:
                 changed["kernel_size"] = (5, 5)
@@ -197,6 +205,17 @@ class _Rewriter:
         made = self._fresh(operation, changed)
         self._pairs.append((operation, made))
         return made(x)
+
+    def _with_ranks(self, node: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """A factor of a map of one pixel, as in hard sigmoids, as a constant of rank 4: XNNPACK asks for that."""
+        shape = node.output_tensors[0].shape
+        if type(node.operation).__name__ != "Multiply" or len(shape) != 4 or shape[1:3] != (1, 1):
+            return args
+        one = (1, 1, 1, 1)
+        given = tuple(np.full(one, each, "float32") if isinstance(each, int | float) else each for each in args)
+        if any(old is not new for old, new in zip(args, given, strict=True)):
+            self._note(node.operation, "multiplies by a constant of rank 4, was a plain number", True)
+        return given
 
     def transfer(self) -> None:
         """Copies the weights; where a kernel has a new form, into it."""
@@ -250,7 +269,9 @@ class _Rewriter:
         # The taps of 3x3 fit into 5x5 wherever these began up to two pixels before.
         shifts = before[0] != size // 2 or before[2] != size // 2
         wide = self._wide and shifts and type(layer) is layers.DepthwiseConv2D and size == 3 and max(before) <= 2
-        return _Padding(2 if wide else size // 2, wide, skip, before)
+        moved = (1 - before[0], 1 - before[2])
+        stem = self._wide and shifts and type(layer) is layers.Conv2D and size == 3 and min(moved) >= 0
+        return _Padding(2 if wide else size // 2, wide, skip, before, moved if stem else None)
 
     def _only_read_by(self, tensor: Any, node: Any) -> bool:
         return id(tensor) not in self._outputs and self._readers.get(id(tensor)) == [node]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES, randomise
 from photos import make_photo_folder
+from sparse_models import network, with_zeros
 
 import mobileprune as mp
 from mobileprune import models
@@ -259,3 +260,18 @@ def test_a_target_that_leaves_nothing_says_the_floor(model_file, tmp_path):
 
 def test_short_names_are_fit_for_files():
     assert models.short_name("some/My Net.keras") == "my_net"
+
+
+def test_inspect_says_whether_sparse_kernels_run(tmp_path):
+    model = with_zeros(network())
+    model.save(tmp_path / "m.keras")
+    (sparse,) = mp.convert(model, ["float32_sparse"])
+    sparse.save(tmp_path / "m.tflite")
+    said = mobileprune("inspect", tmp_path / "m.keras").replace("\n", " ")
+    assert "Sparse inference on ARM: no. 2 of 2 1x1 convolutions" in said
+    said = mobileprune("inspect", tmp_path / "m.tflite").replace("\n", " ")
+    assert "Sparse inference on ARM: yes, 2 of 2 1x1 convolutions" in said
+    inputs = keras.Input((None, None, 3))
+    keras.Model(inputs, layers.Conv2D(4, 1)(inputs)).save(tmp_path / "open.keras")
+    said = mobileprune("inspect", tmp_path / "open.keras").replace("\n", " ")
+    assert "Sparse inference on ARM: not known. Input" in said

@@ -187,12 +187,31 @@ def test_squeeze_and_excite_is_no_head():
     assert difference(model, ready.model, 32) < 1e-6
 
 
-def test_mobilenet_v3_is_kept_from_the_path_by_its_hard_sigmoids():
+def test_mobilenet_v3_gets_there_too(tmp_path):
     model = keras.applications.MobileNetV3Small(
         (64, 64, 3), alpha=0.75, weights=None, classes=10, include_preprocessing=False
     )
-    found = sparse_path(to_float_flatbuffer(sparse_ready(model).model))
-    assert {(each.kind, "rank 0" in each.reason) for each in found.obstacles} == {("MUL", True)}
+    ready = sparse_ready(model)
+    assert sum("rank 4" in change.what for change in ready.changes) == 9
+    found = sparse_path(to_float_flatbuffer(ready.model))
+    assert found.reachable == found.convolutions == 40
+    assert found.faults_if_sparse == ()
+    ready.model.save(tmp_path / "m.keras")
+    image = smooth(64, 1)
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "m.keras")(image), ready.model(image))
+
+
+def test_hard_sigmoids_are_rewritten_exactly():
+    def middle(x):
+        s = layers.Conv2D(128, 1)(layers.Conv2D(32, 1, activation="relu")(pooled(x)))
+        return pointwise(layers.Multiply()([x, layers.ReLU(6.0)(s + 3.0) * (1.0 / 6.0)]), 96)
+
+    model = randomise(network(middle))
+    assert sparse_path(to_float_flatbuffer(model)).reachable == 0
+    ready = sparse_ready(model)
+    assert ready.exact
+    assert difference(model, ready.model, 32) < 1e-5
+    assert sparse_path(to_float_flatbuffer(ready.model)).reachable == 5
 
 
 def test_nested_and_sequential_models():
@@ -253,3 +272,19 @@ def test_subclassed_models_are_refused():
 
     with pytest.raises(ModelError, match="subclassed"):
         sparse_ready(Own())
+
+
+def test_a_moved_stem_misses_the_first_row_and_column_alone():
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(16, 3, 2, padding="same", name="stem")(inputs)
+    stem_only = randomise(keras.Model(inputs, x))
+    model = randomise(keras.Model(inputs, head(body(x))))
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    moved = np.asarray(sparse_ready(stem_only, exact=True).model(images))
+    np.testing.assert_allclose(moved[:, 1:, 1:], np.asarray(stem_only(images))[:, 1:, 1:], atol=1e-5)
+    assert np.abs(moved[:, 0] - np.asarray(stem_only(images))[:, 0]).max() > 0.1
+    ready = sparse_ready(model, exact=True)
+    assert [(change.layer, change.exact) for change in ready.changes] == [("stem", False)]
+    assert sparse_path(to_float_flatbuffer(ready.model)).reachable == 2
+    images[:, 0] = images[:, :, 0] = 0
+    np.testing.assert_allclose(ready.model(images), model(images), atol=1e-5)
