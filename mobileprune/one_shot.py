@@ -96,6 +96,8 @@ def prune_one_shot(
     found = strip_pruning(model)
     pruning = _Pruning(dict(leaves(found)), wanted, pattern)
     if allocation != "uniform":
+        if sparsity_m_by_n is not None:
+            raise SparsityError(f"sparsity_m_by_n leaves nothing to share out: drop allocation={allocation!r}.")
         if len(set(wanted.values())) > 1:
             raise SparsityError(f"allocation={allocation!r} shares out one sparsity. Received: {sparsity!r}.")
         pruning.share_out(allocation, model, calibration if method == "second_order" else None)
