@@ -4,6 +4,7 @@ import pytest
 from architectures import randomise
 from laws.removal import disagreement, run
 
+from mobileprune import one_shot
 from mobileprune.errors import DatasetError, ModelError, PlanError, SparsityError
 from mobileprune.graph import leaves
 from mobileprune.masks import Pattern, kept_count, pruning_mask
@@ -235,6 +236,19 @@ def test_dead_inputs_and_few_images_do_no_harm():
     sparse = prune_one_shot(model, 0.6, images)
     assert all(np.isfinite(weights).all() for weights in sparse.get_weights())
     assert sparsity(sparse) == pytest.approx(0.6, abs=0.01)
+
+
+def test_few_images_are_not_learnt_by_heart(monkeypatch):
+    inputs = keras.Input((40,))
+    x = layers.Dense(120, activation="relu", name="first")(inputs)
+    model = randomise(keras.Model(inputs, layers.Dense(6, name="head")(layers.Dense(100, name="wide")(x))))
+    images = images_for(model, 1000)[0]
+    few, fresh = images[:40], images[40:]
+    careful = prune_one_shot(model, {"first": 0.7}, few)
+    monkeypatch.setattr(one_shot, "_CAUTION", 0)
+    eager = prune_one_shot(model, {"first": 0.7}, few)
+    assert error(model, eager, [few]) < error(model, careful, [few])
+    assert error(model, careful, [fresh]) < 0.95 * error(model, eager, [fresh])
 
 
 def test_magnitude_is_what_the_wrapper_does():
