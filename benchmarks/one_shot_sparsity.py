@@ -40,7 +40,20 @@ from matplotlib import pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 
+WAYS: dict[str, dict[str, Any]] = {
+    "magnitude": {"method": "magnitude"},
+    "second order (pruned layers only)": {"refit_dense": False},
+    "second order": {},
+    "second order (global)": {"allocation": "global"},
+}
+PATTERN_WAYS: dict[str, dict[str, Any]] = {
+    "2:4": {"sparsity_m_by_n": (2, 4)},
+    "blocks of 1 input × 4 outputs": {"block_size": (1, 4)},
+    "blocks of 4 inputs × 1 output": {"block_size": (4, 1)},
+}
+
 SPARSITIES = flags.DEFINE_list("sparsities", ["0.6", "0.8", "0.9"], "Shares of zeros.")
+CHOSEN = flags.DEFINE_multi_enum("way", list(WAYS), list(WAYS), "How weights are chosen; again for each.")
 CALIBRATION = flags.DEFINE_integer("calibration_images", 1024, "How many images, without labels.", lower_bound=2)
 PATTERNS = flags.DEFINE_bool("patterns", False, "Also 2:4 and blocks, at one half.")
 FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 0, "Of the usual schedule; an even number.", lower_bound=0)
@@ -53,18 +66,6 @@ STD = flags.DEFINE_float("std", 128.0, "The same.")
 CROPS = flags.DEFINE_integer("crops", 8, "Random crops of each photograph.", lower_bound=1)
 OUT_DIR = flags.DEFINE_string("out_dir", str(HERE / "results"), "Where the figures go.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the calibration images, the crops and the training.")
-
-WAYS: dict[str, dict[str, Any]] = {
-    "magnitude": {"method": "magnitude"},
-    "second order, pruned layers only": {"refit_dense": False},
-    "second order": {},
-    "second order, global": {"allocation": "global"},
-}
-PATTERN_WAYS: dict[str, dict[str, Any]] = {
-    "2:4": {"sparsity_m_by_n": (2, 4)},
-    "blocks of 1 input × 4 outputs": {"block_size": (1, 4)},
-    "blocks of 4 inputs × 1 output": {"block_size": (4, 1)},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +149,9 @@ def _crops(images: np.ndarray, height: int, width: int, generator: np.random.Gen
 
 def prune(subject: Subject) -> Iterator[Row]:
     """Every way at every sparsity, then the patterns."""
-    for way, options in WAYS.items():
+    for way in CHOSEN.value:
         for target in map(float, SPARSITIES.value):
-            yield _pruned(subject, way, target, options)
+            yield _pruned(subject, way, target, WAYS[way])
     if PATTERNS.value:
         for pattern, options in PATTERN_WAYS.items():
             for method in ("magnitude", "second_order"):
@@ -214,7 +215,7 @@ def table(rows: list[Row], trained: list[dict[str, Any]], base: float, subject: 
         + " | seconds |",
         f"|{'---|' * (3 + len(targets))}",
     ]
-    for way in WAYS:
+    for way in CHOSEN.value:
         own = {row.target: row for row in rows if row.way == way}
         seconds = f"{np.mean([row.seconds for row in own.values()]):.1f}"
         for norms, scores in (
@@ -239,7 +240,7 @@ def table(rows: list[Row], trained: list[dict[str, Any]], base: float, subject: 
 def plot(rows: list[Row], base: float, subject: Subject, path: Path) -> None:
     """What is left over the share of zeros, a line for each way."""
     figure, panel = plt.subplots(figsize=(5, 4))
-    for number, way in enumerate(WAYS):
+    for number, way in enumerate(CHOSEN.value):
         own = sorted((row for row in rows if row.way == way), key=lambda row: row.zeros)
         zeros = [0.0, *(100 * row.zeros for row in own)]
         panel.plot(zeros, [base, *(row.score for row in own)], "o-", color=f"C{number}", label=way, markersize=3)

@@ -29,6 +29,8 @@ from mobileprune.sparsity_allocation import check_allocation, layer_sparsities
 METHODS = ("second_order", "magnitude")
 # Added to the covariance's diagonal, as a share of its mean: while zeros are chosen, and while weights are fitted.
 _DAMPING, _RIDGE = 1e-2, 1e-3
+# Both grow by as many times the columns for each row: few rows say little, and would be learnt by heart.
+_CAUTION = 5
 # The covariance of more columns would take gigabytes, and minutes.
 _MOST_COLUMNS = 6144
 # Where losses are measured to share out zeros, with so many rounds of ADMM.
@@ -96,6 +98,8 @@ def prune_one_shot(
     found = strip_pruning(model)
     pruning = _Pruning(dict(leaves(found)), wanted, pattern)
     if allocation != "uniform":
+        if sparsity_m_by_n is not None:
+            raise SparsityError(f"sparsity_m_by_n leaves nothing to share out: drop allocation={allocation!r}.")
         if len(set(wanted.values())) > 1:
             raise SparsityError(f"allocation={allocation!r} shares out one sparsity. Received: {sparsity!r}.")
         pruning.share_out(allocation, model, calibration if method == "second_order" else None)
@@ -201,10 +205,12 @@ class _Pruning:
             sink = None  # what a transposed convolution gives is still to be added up
         shifts = map.bias is not None or sink is not None
         xx, xy = sums.centred() if shifts else sums.raw()
+        caution = 1 + _CAUTION * weights.shape[1] / sums.count
         kept = weights != 0
         if place in self.shares:
-            kept = _problem(weights, xx, xy, _DAMPING).choose(self._select(map, place, self.shares.pop(place)))
-        weights = _problem(weights, xx, xy, _RIDGE).refit(kept)
+            select = self._select(map, place, self.shares.pop(place))
+            kept = _problem(weights, xx, xy, _DAMPING * caution).choose(select)
+        weights = _problem(weights, xx, xy, _RIDGE * caution).refit(kept)
         if shifts:
             wanted = (sums.y - np.einsum("gk,gkm->gm", sums.x, weights)) / sums.count
             if map.bias is None:

@@ -71,6 +71,16 @@ def test_a_map_gives_what_its_layer_gives(name):
     assert map.matrix().shape == (map.groups, map.rows(inputs).shape[-1], map.offset().shape[-1])
 
 
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_matrix_written_as_a_kernel_is_the_kernel(name):
+    layer, shape = CONVOLUTIONS[name]
+    layer, node, _ = built(layer, shape)
+    (map,) = linear_maps(layer, node)
+    kernel = np.asarray(attrgetter(map.kernel)(layer))
+    np.testing.assert_array_equal(map.to_kernel(map.matrix()), kernel)
+    assert not np.array_equal(map.to_kernel(map.matrix()[:, ::-1]), kernel)
+
+
 def test_a_map_stops_before_the_activation():
     layer, node, inputs = built(layers.Conv2D(6, 3, activation="relu"), (5, 6, 4))
     (map,) = linear_maps(layer, node)
