@@ -95,8 +95,11 @@ def dense_layers(model: Any) -> list[str]:
     """Names of layers, or patterns of names, that keep all weights."""
     if not FLAGS.sparse_ready:
         return list(FLAGS.dense)
+    from mobileprune.prunable import kernels_of  # it loads Keras, for which `--help` should not wait
+
     policy = mp.PruneForLatencyOnXNNPack()
-    return [*FLAGS.dense, *(layer.name for layer in model.layers if not policy.allow_pruning(layer))]
+    stay = (layer.name for layer in model.layers if kernels_of(layer) and not policy.allow_pruning(layer))
+    return [*FLAGS.dense, *stay]
 
 
 def check(model: Any) -> None:
