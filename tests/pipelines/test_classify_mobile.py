@@ -21,6 +21,7 @@ from smoke_run import ROOT, SMOKE, classify, command, finished_smoke_run, smoke_
 
 import mobileprune
 from mobileprune.manifest import read_manifest
+from mobileprune.sparse_path import sparse_path
 
 SCHEMA = json.loads(resources.files(mobileprune).joinpath("manifest.schema.json").read_text(encoding="utf-8"))
 MODELS = ("base", "s80", "c50", "c50_s80")
@@ -466,3 +467,42 @@ def test_a_fresh_head_must_be_trained(tmp_path):
     out = tmp_path / "run"
     done = classify("--preset=smoke", f"--model={tmp_path / 'seven.keras'}", "--train_epochs=0", f"--out_dir={out}")
     refused(done, out, "no head for the 10 classes", "--train_epochs=1")
+
+
+OTHER_ZEROS = ("--preset=smoke", "--limit_images=64", "--train_epochs=1", "--finetune_epochs=1", "--benchmark_rounds=1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "share"),
+    [
+        (("--sparsity_init=one_shot",), 0.8),
+        (("--sparsity_backend=tfmot",), 0.8),
+        (("--sparsity_pattern=2:4",), 0.5),
+    ],
+)
+def test_other_ways_to_zeros(tiny_model, tmp_path, flags, share):
+    out, name = tmp_path / "out", f"s{100 * share:.0f}"
+    done = classify(
+        *OTHER_ZEROS, f"--model={tiny_model}", "--recipes=float32,float32_sparse", f"--out_dir={out}", *flags
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    zeros = {stage["name"]: stage["sparsity"] for stage in manifest["stages"] if stage.get("sparsity") is not None}
+    assert zeros[name] == pytest.approx(share, abs=0.03)
+    # Few channels are left, and of a group of two inputs 2:4 takes none.
+    assert zeros[f"c50_{name}"] == pytest.approx(share, abs=0.1)
+    named = {entry["file"] for entry in (*manifest["variants"], *manifest["rejected"])}
+    assert f"tiny_{name}_float32.tflite" in named
+    assert "tiny_base_float32_sparse.tflite" not in named  # it has no zeros to leave out
+
+
+def test_a_network_made_ready_for_sparse_kernels(tmp_path):
+    out = tmp_path / "out"
+    more = ("--limit_images=512", "--train_epochs=2", "--recipes=float32,float32_sparse", f"--out_dir={out}")
+    done = classify(*OTHER_ZEROS, *more, "--sparse_ready")
+    assert done.returncode == 0, done.stderr
+    assert "stem: " in done.stdout  # what was rewritten
+    manifest = json.loads((out / "manifest.json").read_text())
+    (file,) = (each for each in manifest["variants"] if (each["model"], each["recipe"]) == ("s80", "float32_sparse"))
+    verdict = sparse_path((out / file["file"]).read_bytes())
+    assert verdict.taken == verdict.convolutions > 10
