@@ -1,7 +1,7 @@
 """What is left of a network right after its channels are cut, before any training.
 
   python benchmarks/one_shot.py [--fine_tune] [--torch_python=/path/to/python]
-  python benchmarks/one_shot.py --efficientnet=classifier.keras --photos=folder
+  python benchmarks/one_shot.py --classifier=classifier.keras --photos=folder
 
 Cuts benchmarks/models/fashion_net.keras to 70, 50 and 30% of its multiply-accumulates by every importance, compensates
 in every way, with and without new batch-norm statistics, and counts how many of the 10,000 test images of Fashion-MNIST
@@ -13,7 +13,7 @@ cosine decay, the 60,000 images as they are, batches of 128): about 2 minutes ea
 with torch, torchvision and torch-pruning, adds Torch-Pruning's L2 on the same network with the same weights, cut and
 trained in the same way (see torch_pruning_twin.py).
 
-`--efficientnet` takes any classifier instead, and `--photos` a folder of photographs that nobody has labelled: half of
+`--classifier` takes any classifier instead, and `--photos` a folder of photographs that nobody has labelled: half of
 them calibrate, a quarter (that no other step sees) judges, and the figure is the share of its crops to which the cut
 network gives the same top-1 class as the whole one.
 
@@ -34,11 +34,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fashion_net
 import keras
 import matplotlib
 import numpy as np
+import subjects
 from absl import app, flags
+from subjects import Subject
 
 import mobileprune as mp
 from mobileprune.datasets.fashion_mnist import read_whole
@@ -57,34 +58,12 @@ IMPORTANCE = flags.DEFINE_list(
 COMPENSATE = flags.DEFINE_list("compensate", ["none", "mean", "least_squares"], "What is done for the channels lost.")
 SCOPES = flags.DEFINE_list("scopes", ["global"], "global, local or both, a row for each.")
 KEEP = flags.DEFINE_list("keep", [], "Wildcard patterns of layers whose channels all stay.")
-CALIBRATION = flags.DEFINE_integer("calibration_images", 1024, "How many images, without labels.", lower_bound=2)
 FINE_TUNE = flags.DEFINE_bool("fine_tune", False, "Train l2/none and obs/least_squares at half of the MACs.")
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Where the fine-tuning starts.")
 EPOCHS = flags.DEFINE_integer("epochs", 1, "Of fine-tuning.", lower_bound=1)
 TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "An interpreter with torch, torchvision and torch-pruning.")
-MODEL = flags.DEFINE_string("model", str(fashion_net.MODEL_FILE), "The network for Fashion-MNIST.")
-CLASSIFIER = flags.DEFINE_string("efficientnet", None, "Another classifier: a .keras file. Needs --photos.")
-PHOTOS = flags.DEFINE_string("photos", None, "A folder of photographs for --efficientnet.")
-MEAN = flags.DEFINE_float("mean", 127.0, "Of the 0 to 255 values, for --efficientnet.")
-STD = flags.DEFINE_float("std", 128.0, "The same.")
-CROPS = flags.DEFINE_integer("crops", 8, "Random crops of each photograph.", lower_bound=1)
-OUT_DIR = flags.DEFINE_string("out_dir", str(HERE / "results"), "Where the figures go.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the calibration images, the crops and the training.")
 
 FINE_TUNED = (("l2", "none"), ("obs", "least_squares"))
 FINE_TUNED_MACS = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A network, what is shown to the pruning, and how a smaller one is judged (0 to 1)."""
-
-    name: str
-    measure: str
-    model: Any
-    calibration: np.ndarray
-    judge: Callable[[Any], float]
-    data: fashion_net.Data | None = None
 
 
 @dataclasses.dataclass
@@ -104,57 +83,6 @@ class Row:
     recalibrate_s: float | None = None
     fine_tuned: float | None = None
     fine_tune_s: float | None = None
-
-
-def fashion() -> Subject:
-    """The committed network and Fashion-MNIST."""
-    data = fashion_net.load_data()
-    chosen = np.random.default_rng(SEED.value).permutation(len(data.train_images))[: CALIBRATION.value]
-    return Subject(
-        "fashion_net",
-        "accuracy on 10,000 test images",
-        mp.load_model(MODEL.value),
-        data.train_images[chosen],
-        lambda model: fashion_net.accuracy(model, data.test_images, data.test_labels),
-        data,
-    )
-
-
-def classifier(path: str, folder: str) -> Subject:
-    """Any classifier, judged by its own answers on photographs."""
-    model = mp.load_model(path)
-    height, width, _ = model.inputs[0].shape[1:]
-    # Larger than the input, for the crops.
-    contract = mp.Preprocess(height * 9 // 7, width * 9 // 7, fit="crop", mean=(MEAN.value,), std=(STD.value,))
-    labels = tuple(str(number) for number in range(mp.output_count(model)))
-    photos = mp.load_images(folder, contract, labels)
-    generator = np.random.default_rng(SEED.value)
-    calibration = _crops(photos.calibration.images(), height, width, generator)[: CALIBRATION.value]
-    test = _crops(photos.test.images(), height, width, generator)
-    expected = _answers(model, test)
-
-    def judge(smaller: Any) -> float:
-        return float(np.mean(_answers(smaller, test) == expected))
-
-    return Subject(model.name, f"top-1 agreement on {len(test)} crops", model, calibration, judge)
-
-
-def _crops(images: np.ndarray, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """`--crops` windows of each image, at random places, half of them flipped; round after round of all images."""
-    crops = []
-    for _ in range(CROPS.value):
-        for image in images:
-            top = generator.integers(image.shape[0] - height + 1)
-            left = generator.integers(image.shape[1] - width + 1)
-            window = image[top : top + height, left : left + width]
-            crops.append(window[:, ::-1] if generator.random() < 0.5 else window)
-    return np.stack(crops)
-
-
-def _answers(model: Any, images: np.ndarray) -> np.ndarray:
-    parts = [model.predict_on_batch(images[start : start + 32]) for start in range(0, len(images), 32)]
-    classes: np.ndarray = np.concatenate(parts).argmax(axis=-1)
-    return classes
 
 
 def cut(subject: Subject) -> Iterator[Row]:
@@ -227,17 +155,8 @@ def _is_trained(row: Row) -> bool:
 
 
 def _fine_tune(smaller: Any, subject: Subject, row: Row) -> None:
-    assert subject.data is not None
     started = time.perf_counter()
-    fashion_net.fit(
-        smaller,
-        subject.data,
-        epochs=EPOCHS.value,
-        peak=LEARNING_RATE.value,
-        warm_up=0.0,
-        augment=False,
-        seed=SEED.value,
-    )
+    subjects.fine_tune(smaller, subject, EPOCHS.value)
     row.fine_tune_s = time.perf_counter() - started
     row.fine_tuned = subject.judge(smaller)
 
@@ -297,9 +216,9 @@ def _export(model: Any, folder: Path) -> None:
         "macs": [float(target) for target in MACS.value],
         "fine_tune": [FINE_TUNED_MACS] if FINE_TUNE.value else [],
         "epochs": EPOCHS.value,
-        "learning_rate": LEARNING_RATE.value,
-        "seed": SEED.value,
-        "calibration_images": CALIBRATION.value,
+        "learning_rate": subjects.LEARNING_RATE.value,
+        "seed": subjects.SEED.value,
+        "calibration_images": subjects.CALIBRATION.value,
         "strides": [layer.strides[0] for layer in model.layers if isinstance(layer, keras.layers.DepthwiseConv2D)],
     }
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -402,11 +321,8 @@ def _say_once(line: str) -> None:
 def main(_: list[str]) -> int:
     """Measures, prints the table and writes it with JSON and a plot."""
     mp.quiet_tensorflow()
-    if bool(CLASSIFIER.value) != bool(PHOTOS.value):
-        print("--efficientnet and --photos go together.", file=sys.stderr)
-        return 2
     try:
-        subject = classifier(CLASSIFIER.value, PHOTOS.value) if CLASSIFIER.value else fashion()
+        subject = subjects.chosen()
     except MobilePruneError as error:
         print(error, file=sys.stderr)
         return 2
@@ -419,7 +335,7 @@ def main(_: list[str]) -> int:
         return 1
     text = table(rows, base, subject)
     print(text)
-    folder = Path(OUT_DIR.value)
+    folder = Path(subjects.OUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"model": subject.name, "measure": subject.measure, "base": base}
     content = {**figures, "rows": [dataclasses.asdict(row) for row in rows]}

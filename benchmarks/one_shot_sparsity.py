@@ -22,7 +22,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ import fashion_net
 import keras
 import matplotlib
 import numpy as np
+import subjects
 from absl import app, flags
+from subjects import Subject
 
 import mobileprune as mp
 from mobileprune.errors import MobilePruneError
@@ -54,40 +56,9 @@ PATTERN_WAYS: dict[str, dict[str, Any]] = {
 
 SPARSITIES = flags.DEFINE_list("sparsities", ["0.6", "0.8", "0.9"], "Shares of zeros.")
 CHOSEN = flags.DEFINE_multi_enum("way", list(WAYS), list(WAYS), "How weights are chosen; again for each.")
-CALIBRATION = flags.DEFINE_integer("calibration_images", 1024, "How many images, without labels.", lower_bound=2)
 PATTERNS = flags.DEFINE_bool("patterns", False, "Also 2:4 and blocks, at one half.")
 FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 0, "Of the usual schedule; an even number.", lower_bound=0)
 FINETUNE_SPARSITY = flags.DEFINE_float("finetune_sparsity", 0.8, "Share of zeros while fine-tuning.")
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "Where the fine-tuning starts.")
-CLASSIFIER = flags.DEFINE_string("classifier", None, "Another classifier: a .keras file. Needs --photos.")
-PHOTOS = flags.DEFINE_string("photos", None, "A folder of photographs for --classifier.")
-MEAN = flags.DEFINE_float("mean", 127.0, "Of the 0 to 255 values, for --classifier.")
-STD = flags.DEFINE_float("std", 128.0, "The same.")
-CROPS = flags.DEFINE_integer("crops", 8, "Random crops of each photograph.", lower_bound=1)
-OUT_DIR = flags.DEFINE_string("out_dir", str(HERE / "results"), "Where the figures go.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the calibration images, the crops and the training.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A network, the images that pruning sees, and how a sparse one is judged (0 to 1)."""
-
-    name: str
-    measure: str
-    model: Any
-    calibration: np.ndarray
-    judge: Callable[[Any], float]
-    data: fashion_net.Data | None = None
-
-    def wanted(self, sparsity: float) -> dict[str, float]:
-        """The 1×1 convolutions, all with one sparsity."""
-        pointwise = (layer for layer in self.model.layers if type(layer) is keras.layers.Conv2D)
-        return {layer.name: sparsity for layer in pointwise if layer.kernel_size == (1, 1)}
-
-    def zeros(self, sparse: Any) -> float:
-        """The share of zeros in the weights of the 1×1 convolutions."""
-        kernels = [np.asarray(sparse.get_layer(name).kernel) for name in self.wanted(0.0)]
-        return 1 - sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
 
 
 @dataclasses.dataclass
@@ -102,49 +73,16 @@ class Row:
     seconds: float
 
 
-def fashion() -> Subject:
-    """The committed network and Fashion-MNIST."""
-    data = fashion_net.load_data()
-    chosen = np.random.default_rng(SEED.value).permutation(len(data.train_images))[: CALIBRATION.value]
-    return Subject(
-        "fashion_net",
-        "accuracy on 10,000 test images",
-        mp.load_model(str(fashion_net.MODEL_FILE)),
-        data.train_images[chosen],
-        lambda model: fashion_net.accuracy(model, data.test_images, data.test_labels),
-        data,
-    )
+def wanted(subject: Subject, sparsity: float) -> dict[str, float]:
+    """The 1×1 convolutions, all with one sparsity."""
+    pointwise = (layer for layer in subject.model.layers if type(layer) is keras.layers.Conv2D)
+    return {layer.name: sparsity for layer in pointwise if layer.kernel_size == (1, 1)}
 
 
-def classifier(path: str, folder: str) -> Subject:
-    """Any classifier, judged by its own answers on crops of photographs."""
-    model = mp.load_model(path)
-    height, width, _ = model.inputs[0].shape[1:]
-    # Larger than the input, for the crops.
-    contract = mp.Preprocess(height * 9 // 7, width * 9 // 7, fit="crop", mean=(MEAN.value,), std=(STD.value,))
-    photos = mp.load_images(folder, contract, tuple(map(str, range(mp.output_count(model)))))
-    generator = np.random.default_rng(SEED.value)
-    calibration = _crops(photos.calibration.images(), height, width, generator)[: CALIBRATION.value]
-    test = _crops(photos.test.images(), height, width, generator)
-    return Subject(
-        model.name,
-        f"top-1 agreement on {len(test)} crops",
-        model,
-        calibration,
-        lambda sparse: mp.agreement(model, sparse, test),
-    )
-
-
-def _crops(images: np.ndarray, height: int, width: int, generator: np.random.Generator) -> np.ndarray:
-    """`--crops` windows of each image, at random places, half of them flipped; round after round of all images."""
-    crops = []
-    for _ in range(CROPS.value):
-        for image in images:
-            top = generator.integers(image.shape[0] - height + 1)
-            left = generator.integers(image.shape[1] - width + 1)
-            window = image[top : top + height, left : left + width]
-            crops.append(window[:, ::-1] if generator.random() < 0.5 else window)
-    return np.stack(crops)
+def zeros(subject: Subject, sparse: Any) -> float:
+    """The share of zeros in the weights of the 1×1 convolutions."""
+    kernels = [np.asarray(sparse.get_layer(name).kernel) for name in wanted(subject, 0.0)]
+    return 1 - sum(map(np.count_nonzero, kernels)) / sum(kernel.size for kernel in kernels)
 
 
 def prune(subject: Subject) -> Iterator[Row]:
@@ -161,11 +99,11 @@ def prune(subject: Subject) -> Iterator[Row]:
 
 def _pruned(subject: Subject, way: str, target: float, options: dict[str, Any]) -> Row:
     started = time.perf_counter()
-    sparse = mp.prune_one_shot(subject.model, subject.wanted(target), subject.calibration, **options)
+    sparse = mp.prune_one_shot(subject.model, wanted(subject, target), subject.calibration, **options)
     seconds = time.perf_counter() - started
     score = subject.judge(sparse)
     mp.recalibrate(sparse, subject.calibration)
-    row = Row(way, target, subject.zeros(sparse), score, subject.judge(sparse), seconds)
+    row = Row(way, target, zeros(subject, sparse), score, subject.judge(sparse), seconds)
     _say(f"{way} {target:g}: {row.score:.4f}, recalibrated {row.recalibrated:.4f}, {seconds:.1f} s")
     keras.backend.clear_session()
     gc.collect()
@@ -182,23 +120,14 @@ def fine_tune(subject: Subject, data: fashion_net.Data) -> list[dict[str, Any]]:
         if start == "dense":
             # The last quarter is left for what remains to settle.
             schedule = mp.PolynomialDecay(0.0, sparsity, begin_step=0, end_step=steps * 3 // 4, frequency=50)
-            chosen = dict.fromkeys(subject.wanted(sparsity), schedule)
+            chosen = dict.fromkeys(wanted(subject, sparsity), schedule)
             wrapped, before = mp.prune_low_magnitude(subject.model, chosen), None
         else:
-            sparse = mp.prune_one_shot(subject.model, subject.wanted(sparsity), subject.calibration)
+            sparse = mp.prune_one_shot(subject.model, wanted(subject, sparsity), subject.calibration)
             wrapped, before = mp.hold_zeros(sparse), subject.judge(sparse)
-        fashion_net.fit(
-            wrapped,
-            data,
-            epochs=length,
-            peak=LEARNING_RATE.value,
-            warm_up=0.0,
-            augment=False,
-            seed=SEED.value,
-            callbacks=[mp.UpdatePruningStep()],
-        )
+        subjects.fine_tune(wrapped, subject, length, (mp.UpdatePruningStep(),))
         trained = mp.strip_pruning(wrapped)
-        row = {"start": start, "epochs": length, "before": before, "zeros": subject.zeros(trained)}
+        row = {"start": start, "epochs": length, "before": before, "zeros": zeros(subject, trained)}
         rows.append({**row, "score": subject.judge(trained), "seconds": time.perf_counter() - started})
         _say(f"fine-tuned: {rows[-1]}")
     return rows
@@ -242,9 +171,9 @@ def plot(rows: list[Row], base: float, subject: Subject, path: Path) -> None:
     figure, panel = plt.subplots(figsize=(5, 4))
     for number, way in enumerate(CHOSEN.value):
         own = sorted((row for row in rows if row.way == way), key=lambda row: row.zeros)
-        zeros = [0.0, *(100 * row.zeros for row in own)]
-        panel.plot(zeros, [base, *(row.score for row in own)], "o-", color=f"C{number}", label=way, markersize=3)
-        panel.plot(zeros, [base, *(row.recalibrated for row in own)], ":", color=f"C{number}")
+        shares = [0.0, *(100 * row.zeros for row in own)]
+        panel.plot(shares, [base, *(row.score for row in own)], "o-", color=f"C{number}", label=way, markersize=3)
+        panel.plot(shares, [base, *(row.recalibrated for row in own)], ":", color=f"C{number}")
     panel.set_xlabel("% zeros in the 1×1 convolutions")
     panel.set_ylabel(subject.measure)
     panel.grid(alpha=0.3)
@@ -261,14 +190,11 @@ def _say(line: str) -> None:
 def main(_: list[str]) -> int:
     """Measures, prints the table and writes it with JSON and a plot."""
     mp.quiet_tensorflow()
-    if bool(CLASSIFIER.value) != bool(PHOTOS.value):
-        print("--classifier and --photos go together.", file=sys.stderr)
-        return 2
-    if FINETUNE_EPOCHS.value % 2 or (FINETUNE_EPOCHS.value and CLASSIFIER.value):
+    if FINETUNE_EPOCHS.value % 2 or (FINETUNE_EPOCHS.value and subjects.CLASSIFIER.value):
         print("--finetune_epochs is an even number, and for Fashion-MNIST only.", file=sys.stderr)
         return 2
     try:
-        subject = classifier(CLASSIFIER.value, PHOTOS.value) if CLASSIFIER.value else fashion()
+        subject = subjects.chosen()
     except MobilePruneError as error:
         print(error, file=sys.stderr)
         return 2
@@ -277,7 +203,7 @@ def main(_: list[str]) -> int:
     trained = fine_tune(subject, subject.data) if subject.data is not None and FINETUNE_EPOCHS.value else []
     text = table(rows, trained, base, subject)
     print(text)
-    folder = Path(OUT_DIR.value)
+    folder = Path(subjects.OUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model": subject.name, "measure": subject.measure, "base": base, "fine_tuned": trained}
     content["rows"] = [dataclasses.asdict(row) for row in rows]
