@@ -142,16 +142,19 @@ def _sparsify(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras or .h5 file")
     out = _keras_file(FLAGS.out)
     model = _plain(mp.load_model(path))
-    if FLAGS.sparse_ready:
-        ready = mp.sparse_ready(model)
-        for change in ready.changes:
-            print(f"{change.layer}: {change.what}{'' if change.exact else ' (not exact)'}")
-        model = ready.model
-    sparsity_options.check(model)
+    ready = mp.sparse_ready(model) if FLAGS.sparse_ready else None
+    for change in ready.changes if ready else ():
+        print(f"{change.layer}: {change.what}{'' if change.exact else ' (not exact)'}")
+    sparsity_options.check(ready.model if ready else model)
     images = None
     if FLAGS.images:
         contract = _contract(path, model)
         images = options.pruning_images(_images(contract).calibration.images(FLAGS.calibration_images))
+    if ready:
+        if images is not None and not ready.exact:
+            cost = mp.measure_rewrite(model, ready, images)
+            print(f"The rewritten network agrees with the old one on {cost.agreement:.0%} of the images.")
+        model = ready.model
     sparse = sparsity_options.prune_one_shot(model, images)
     mp.save_checkpoint(sparse, out)
     how = "by magnitude, no images" if images is None else f"by second order on {len(images)} images"

@@ -16,13 +16,14 @@ from mobileprune.errors import SettingsError
 FLAGS = flags.FLAGS
 
 
-def define(init: str | None = None) -> None:
+def define(share: float | None = 0.8, init: str | None = None) -> None:
     """Flags that say how many weights become zero, and which.
 
     Args:
-        init: the default of `--sparsity_init`; the flag is left out if None.
+        share: the default of `--sparsity`.
+        init: the default of `--sparsity_init`; what trains is left out if None.
     """
-    flags.DEFINE_float("sparsity", 0.8, "Share of zeros among the weights.", lower_bound=0.01, upper_bound=0.99)
+    flags.DEFINE_float("sparsity", share, "Share of zeros among the weights.", lower_bound=0.01, upper_bound=0.99)
     flags.DEFINE_string(
         "sparsity_pattern",
         "1x1",

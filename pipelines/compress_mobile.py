@@ -6,8 +6,9 @@
 Two models come out: `base`, and `c50`, the same with half of its multiply-accumulates (`--macs`; `--params`, `--ratio`
 and others name other targets). Channels go by what the images say the others can stand in for (`--importance=obs`), the
 layers that read them are fitted anew (`--compensate=least_squares`), and batch-norm statistics are measured anew where
-that helps. Each model is written in every recipe, verified against its Keras model and timed on this machine; in the
-place of accuracy stands how often a file gives the unpruned model's class.
+that helps. With `--sparsity=0.8` there is a third, `s80`, with so many zeros among its weights. Each model is
+written in every recipe, verified against its Keras model and timed on this machine; in the place of accuracy stands how
+often a file gives the unpruned model's class.
 
 Exit codes: 0 done; 2 bad input, one line says what.
 """
@@ -23,7 +24,7 @@ import shared_flags
 from absl import app, flags
 
 import mobileprune as mp
-from mobileprune import options
+from mobileprune import options, sparsity_options
 from mobileprune.console import parse_flags
 
 FLAGS = flags.FLAGS
@@ -39,6 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("strict", False, "Refuse unreadable images instead of skipping them.")
     options.define_input()
     options.define_pruning()
+    sparsity_options.define(share=None)
     shared_flags.define_export()
 
 
@@ -49,7 +51,13 @@ def compress() -> mp.Manifest:
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
     options.check(model)
-    run = mp.Run(out_dir(), settings(dataset), {"base": 10, name: 250, **export_stages.STEPS}, FLAGS.overwrite)
+    steps = {"base": 10, name: 250}
+    zeros = None
+    if FLAGS.sparsity:
+        sparsity_options.check(model)
+        zeros = f"s{100 * sparsity_options.share():.0f}"
+        steps[zeros] = 250
+    run = mp.Run(out_dir(), settings(dataset), {**steps, **export_stages.STEPS}, FLAGS.overwrite)
 
     def cut(task: mp.Task) -> Any:
         some = options.pruning_images(images)
@@ -61,12 +69,19 @@ def compress() -> mp.Manifest:
         seen = dataset.validation.images(FLAGS.calibration_images)
         return mp.recalibrate(smaller, images, judge=lambda found: mp.agreement(model, found, seen))
 
+    def sparsify(task: mp.Task) -> Any:
+        ready = mp.sparse_ready(model).model if FLAGS.sparse_ready else model
+        task.note(f"{sparsity_options.share():.0%} zeros by second order")
+        return sparsity_options.prune_one_shot(ready, options.pruning_images(images))
+
     def measure(found: Any) -> dict[str, Any]:
         return dataclasses.asdict(mp.model_facts(found))
 
     with run.progress:
         models = {"base": run.model("base", lambda task: model, measure)}
         models[name] = run.model(name, cut, measure)
+        if zeros:
+            models[zeros] = run.model(zeros, sparsify, measure)
         return export_stages.export(
             run, models, dataset, shared_flags.export_settings("compress_mobile.py", labelled=False)
         )
@@ -105,6 +120,6 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    for module in (shared_flags, options):
+    for module in (shared_flags, options, sparsity_options):
         flags.adopt_module_key_flags(module)  # so that --help lists them
     app.run(main, flags_parser=parse_flags)

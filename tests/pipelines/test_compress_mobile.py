@@ -35,7 +35,13 @@ def job(tmp_path_factory):
     path = folder / "net.keras"
     recalibrate(model, images).save(path)
     out = folder / "out"
-    arguments = (f"--model={path}", f"--images={photos}", f"--out_dir={out}", "--recipes=float32,int8")
+    arguments = (
+        f"--model={path}",
+        f"--images={photos}",
+        f"--out_dir={out}",
+        "--recipes=float32,int8,float32_sparse",
+        "--sparsity=0.7",
+    )
     return arguments, out, compress(*arguments, "--benchmark_rounds=5")
 
 
@@ -48,6 +54,8 @@ def test_an_unlabelled_run_ships_verified_files_with_their_agreement(job):
     assert ("c50", "float32") in by_name
     assert by_name["c50", "float32"]["macs"] <= 0.5 * by_name["base", "float32"]["macs"]
     assert by_name["c50", "float32"]["agreement"] > 0.5
+    assert by_name["s70", "float32_sparse"]["agreement"] > 0.5
+    assert by_name["s70", "float32_sparse"]["bytes"] < 0.7 * by_name["s70", "float32"]["bytes"]
     for entry in manifest["variants"]:
         content = (out / entry["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
@@ -65,7 +73,7 @@ def test_a_second_run_does_nothing_again(job):
     arguments, _, _ = job
     done = compress(*arguments, "--benchmark_rounds=5")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("finished before") == 7
+    assert done.stdout.count("finished before") == 8
 
 
 def test_a_model_of_several_inputs_is_refused_in_one_line(job, tmp_path):
