@@ -26,8 +26,8 @@ def write_html(folder: Path, manifest: Manifest) -> Path:
     text = environment.get_template("report.html.jinja").render(
         manifest=manifest,
         baseline=baseline,
-        head=("model", "recipe", *table_head(manifest)[1:]),
-        rows=[(entry, table_row(entry, baseline)[1:]) for entry in manifest.variants],
+        head=("model", "recipe", *table_head(manifest, loading=True)[1:]),
+        rows=[(entry, table_row(entry, baseline, loading=True)[1:]) for entry in manifest.variants],
         recommended=set(manifest.recommended.values()),
         goals=goals(manifest),
         control=comparison_with_control(manifest).replace("**", ""),

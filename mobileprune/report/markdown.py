@@ -12,16 +12,17 @@ from mobileprune.report.words import comparison_with_control, goals, millisecond
 FILE = "report.md"
 
 
-def table_head(manifest: Manifest) -> tuple[str, ...]:
-    """The columns of the variants' table."""
+def table_head(manifest: Manifest, loading: bool = False) -> tuple[str, ...]:
+    """The columns of the variants' table; `loading` adds what a file takes before its first answer."""
     labelled = any(entry.accuracy is not None for entry in manifest.variants)
     return (
         *("file", "size", "smaller", "gzip", "accuracy" if labelled else "agreement", "change"),
         *("latency", "of base", "MACs", "zeros"),
+        *(("load", "memory") if loading else ()),
     )
 
 
-def table_row(entry: VariantRecord, baseline: VariantRecord) -> tuple[str, ...]:
+def table_row(entry: VariantRecord, baseline: VariantRecord, loading: bool = False) -> tuple[str, ...]:
     """One variant's cells, in the order of `table_head`."""
     time = entry.latency[0] if entry.latency else None
     return (
@@ -35,6 +36,8 @@ def table_row(entry: VariantRecord, baseline: VariantRecord) -> tuple[str, ...]:
         versus(time) if time else "",
         f"{entry.macs / 1e6:.3g} M",
         f"{entry.sparsity:.0%}",
+        *((milliseconds(time.init_ms), size(time.peak_memory_bytes)) if loading and time else ()),
+        *(("", "") if loading and not time else ()),
     )
 
 
@@ -46,9 +49,9 @@ def write_markdown(folder: Path, manifest: Manifest) -> Path:
     baseline = baseline_of(manifest.variants)
     text = environment.get_template("report.md.jinja").render(
         manifest=manifest,
-        head=table_head(manifest),
+        head=table_head(manifest, loading=True),
         baseline=baseline,
-        rows=[table_row(entry, baseline) for entry in manifest.variants],
+        rows=[table_row(entry, baseline, loading=True) for entry in manifest.variants],
         goals=goals(manifest),
         control=comparison_with_control(manifest),
         percent=percent,

@@ -77,9 +77,9 @@ def test_the_table_holds_every_cell(tmp_path):
     made = manifest(BASE, SMALL)
     cells = Page(source(tmp_path, made)).cells
     # The narrower columns of model and recipe say what the file's name does.
-    assert ["model", "recipe", *table_head(made)[1:]] in cells
+    assert ["model", "recipe", *table_head(made, loading=True)[1:]] in cells
     for entry in made.variants:
-        assert [entry.model, entry.recipe, *table_row(entry, BASE)[1:]] in cells
+        assert [entry.model, entry.recipe, *table_row(entry, BASE, loading=True)[1:]] in cells
 
 
 def test_recommended_files_are_shaded(tmp_path):

@@ -3,6 +3,7 @@ from records_samples import changed, latency, manifest, variant
 
 from mobileprune.records import Rejected
 from mobileprune.report.markdown import table_head, table_row, write_markdown
+from mobileprune.report.words import milliseconds, size
 
 BASE = variant("base", "float32", bytes=800_000, gzip_bytes=700_000)
 SMALL = variant(
@@ -50,9 +51,14 @@ def test_a_rows_cells_are_the_records_figures():
     assert row["of base"].startswith("0.50 (")
     assert row["MACs"] == "2.97 M"
     assert row["zeros"] == "74%"
+    more = dict(zip(table_head(manifest(BASE, SMALL), True), table_row(SMALL, BASE, True), strict=True))
+    time = SMALL.latency[0]
+    assert (more["load"], more["memory"]) == (milliseconds(time.init_ms), size(time.peak_memory_bytes))
 
 
 def test_a_failed_measurement_is_said():
+    row = dict(zip(table_head(manifest(BASE), True), table_row(changed(BASE, latency=()), BASE, True), strict=True))
+    assert (row["load"], row["memory"]) == ("", "")
     row = dict(zip(table_head(manifest(BASE)), table_row(changed(BASE, latency=()), BASE), strict=True))
     assert row["latency"] == "failed"
     assert row["of base"] == ""
