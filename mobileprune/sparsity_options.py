@@ -31,9 +31,10 @@ def define(share: float | None = 0.8, init: str | None = None) -> None:
     )
     flags.DEFINE_enum(
         "sparsity_allocation",
-        "uniform",
+        None,
         ["uniform", "global", "erk"],
-        "The same share in every layer, the least important of all layers, or fewer where a layer is small.",
+        "The same share in every layer, the least important of all layers, or fewer where a layer is small. Default: "
+        "global for one_shot, else uniform.",
     )
     flags.DEFINE_list("dense", [], "Wildcard patterns of layers that keep all weights.")
     flags.DEFINE_bool(
@@ -46,7 +47,7 @@ def define(share: float | None = 0.8, init: str | None = None) -> None:
             "sparsity_init",
             init,
             ["none", "one_shot"],
-            "Fine-tuning starts with all weights and loses them step by step, or with the zeros of prune_one_shot.",
+            "Fine-tuning loses weights step by step, or starts with the zeros of prune_one_shot and holds them.",
         )
         flags.DEFINE_enum(
             "sparsity_backend",
@@ -92,6 +93,11 @@ def schedules(model: Any, steps: int) -> dict[str, mp.PolynomialDecay | None]:
     return {**dict.fromkeys(dense_layers(model)), "*": decay}
 
 
+def allocation(default: str) -> str:
+    """How the zeros are shared out among layers."""
+    return str(FLAGS.sparsity_allocation or default)
+
+
 def dense_layers(model: Any) -> list[str]:
     """Names of layers, or patterns of names, that keep all weights."""
     if not FLAGS.sparse_ready:
@@ -110,19 +116,20 @@ def check(model: Any) -> None:
         SettingsError, SparsityError: what is wrong with them.
     """
     by_tfmot = "sparsity_backend" in FLAGS and FLAGS.sparsity_backend == "tfmot"
-    if by_tfmot and (FLAGS.sparsity_init == "one_shot" or FLAGS.sparsity_allocation != "uniform"):
+    if by_tfmot and (FLAGS.sparsity_init == "one_shot" or allocation("uniform") != "uniform"):
         raise SettingsError("tfmot starts with all weights and knows --sparsity_allocation=uniform only.")
     prune_one_shot(model, None)
 
 
 def prune_one_shot(model: Any, images: np.ndarray | None) -> Any:
     """The model with zeros by second order; by magnitude without images."""
+    shared = images is not None and "sparsity_m_by_n" not in pattern()
     return mp.prune_one_shot(
         model,
         {"*": share()},
         images,
         keep=dense_layers(model),
         method="magnitude" if images is None else "second_order",
-        allocation=FLAGS.sparsity_allocation,
+        allocation=allocation("global" if shared else "uniform"),
         **pattern(),
     )

@@ -75,7 +75,7 @@ def classify() -> mp.Manifest:
                 model, dataset, fine, schedules, checkpoint=task.folder, **reports(task), **pattern
             )
         wrapped = mp.prune_low_magnitude(
-            model, schedules, nested=not pattern, allocation=FLAGS.sparsity_allocation, **pattern
+            model, schedules, nested=not pattern, allocation=sparsity_options.allocation("uniform"), **pattern
         )
         return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 

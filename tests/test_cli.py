@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from architectures import ARCHITECTURES, randomise
 from photos import make_photo_folder
-from sparse_models import network, with_zeros
+from xnnpack_models import network, with_zeros
 
 import mobileprune as mp
 from mobileprune import models
