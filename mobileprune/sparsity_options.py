@@ -16,12 +16,12 @@ from mobileprune.errors import SettingsError
 FLAGS = flags.FLAGS
 
 
-def define(share: float | None = 0.8, init: str | None = None) -> None:
+def define(share: float | None = 0.8, training: bool = False) -> None:
     """Flags that say how many weights become zero, and which.
 
     Args:
         share: the default of `--sparsity`.
-        init: the default of `--sparsity_init`; what trains is left out if None.
+        training: whether the model is trained afterwards, which has flags of its own.
     """
     flags.DEFINE_float("sparsity", share, "Share of zeros among the weights.", lower_bound=0.01, upper_bound=0.99)
     flags.DEFINE_string(
@@ -42,12 +42,13 @@ def define(share: float | None = 0.8, init: str | None = None) -> None:
         False,
         "Rewrite the network so that phones compute sparse float files faster; only 1x1 convolutions become sparse.",
     )
-    if init is not None:
+    if training:
         flags.DEFINE_enum(
             "sparsity_init",
-            init,
+            None,
             ["none", "one_shot"],
-            "Fine-tuning loses weights step by step, or starts with the zeros of prune_one_shot and holds them.",
+            "Fine-tuning loses weights step by step, or starts with the zeros of prune_one_shot and holds them. "
+            "Default: one_shot, with --sparsity_backend=tfmot none.",
         )
         flags.DEFINE_enum(
             "sparsity_backend",
@@ -93,6 +94,11 @@ def schedules(model: Any, steps: int) -> dict[str, mp.PolynomialDecay | None]:
     return {**dict.fromkeys(dense_layers(model)), "*": decay}
 
 
+def starts_with_zeros() -> bool:
+    """Whether fine-tuning starts with the zeros of `prune_one_shot`."""
+    return bool((FLAGS.sparsity_init or ("none" if FLAGS.sparsity_backend == "tfmot" else "one_shot")) == "one_shot")
+
+
 def allocation(default: str) -> str:
     """How the zeros are shared out among layers."""
     return str(FLAGS.sparsity_allocation or default)
@@ -116,7 +122,7 @@ def check(model: Any) -> None:
         SettingsError, SparsityError: what is wrong with them.
     """
     by_tfmot = "sparsity_backend" in FLAGS and FLAGS.sparsity_backend == "tfmot"
-    if by_tfmot and (FLAGS.sparsity_init == "one_shot" or allocation("uniform") != "uniform"):
+    if by_tfmot and (starts_with_zeros() or allocation("uniform") != "uniform"):
         raise SettingsError("tfmot starts with all weights and knows --sparsity_allocation=uniform only.")
     prune_one_shot(model, None)
 

@@ -52,7 +52,7 @@ def define() -> None:
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
 
-    sparsity_options.define(init="none")
+    sparsity_options.define(training=True)
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 

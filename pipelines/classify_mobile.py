@@ -63,7 +63,7 @@ def classify() -> mp.Manifest:
         )
 
     def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
-        if FLAGS.sparsity_init == "one_shot" or not fine.epochs:
+        if sparsity_options.starts_with_zeros() or not fine.epochs:
             zeros = sparsity_options.prune_one_shot(model, options.pruning_images(images))
             if not fine.epochs:
                 return zeros

@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 
 @pytest.fixture(scope="module", autouse=True)
 def _defined():
-    sparsity_options.define(init="none")
+    sparsity_options.define(training=True)
     yield
     for flag in FLAGS.flags_by_module_dict()["mobileprune.sparsity_options"]:
         delattr(FLAGS, flag.name)
@@ -76,6 +76,14 @@ def test_what_cannot_be_meant_is_refused_before_any_work(given, model, arguments
     given(*arguments)
     with pytest.raises(MobilePruneError, match=message):
         sparsity_options.check(model)
+
+
+def test_the_toolkit_starts_with_all_weights_and_we_with_zeros(given):
+    assert sparsity_options.starts_with_zeros()
+    given("--sparsity_backend=tfmot")
+    assert not sparsity_options.starts_with_zeros()
+    given("--sparsity_backend=mobileprune", "--sparsity_init=none")
+    assert not sparsity_options.starts_with_zeros()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100, 1234, 50_000])

@@ -475,7 +475,7 @@ OTHER_ZEROS = ("--preset=smoke", "--limit_images=64", "--train_epochs=1", "--fin
 @pytest.mark.parametrize(
     ("flags", "share"),
     [
-        (("--sparsity_init=one_shot",), 0.8),
+        (("--sparsity_init=none",), 0.8),
         (("--sparsity_backend=tfmot",), 0.8),
         (("--sparsity_pattern=2:4",), 0.5),
     ],
