@@ -5,8 +5,8 @@
 For each seed the base is trained and, from it, one network for each sparsity, all as `classify_mobile.py` does by
 default: 8 epochs; zeros by `prune_one_shot`, or with `--init=none` along the polynomial schedule; 4 epochs of
 fine-tuning. Prints, on the 10,000 test images, each network's accuracy and the mean loss in points with its 95%
-interval over the seeds (Student's t). What is finished, the trained bases included, is kept in --out, so that a run that was
-killed goes on. About 20 minutes a seed on two idle cores.
+interval over the seeds (Student's t). What is finished, trained bases included, is kept in --out, so that a run that
+was killed goes on. About 20 minutes a seed on two idle cores.
 """
 
 import json
