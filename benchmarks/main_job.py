@@ -3,7 +3,7 @@
   python benchmarks/main_job.py [flags of the pipeline]
 
 Prints the wall time, the largest resident memory of any process, and the figures that the README quotes, all of the
-same run. Without flags about 5 minutes on two cores; `--control` adds about 2.
+same run. Without flags about 7 minutes on two cores; `--control` adds about 2.
 """
 
 import resource

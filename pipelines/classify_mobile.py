@@ -1,6 +1,6 @@
 """Trains an image classifier and takes it to small, fast, verified `.tflite` files.
 
-  python pipelines/classify_mobile.py                              the embedded Fashion-MNIST subset, some 5 minutes
+  python pipelines/classify_mobile.py                              the embedded Fashion-MNIST subset, some 7 minutes
   python pipelines/classify_mobile.py --dataset=path/to/photos     one sub-folder of images a class
   python pipelines/classify_mobile.py --dataset=path/to/photos --model=my.keras --train_epochs=0
 
