@@ -145,9 +145,9 @@ def magnitude_mask(weights: np.ndarray, sparsity: float) -> np.ndarray:
         _check_finite(sizes)
         return np.full(weights.shape, kept > 0)
     threshold = kth_largest(sizes, kept)
-    mask: np.ndarray = sizes > threshold
-    missing = kept - np.count_nonzero(mask)
-    mask[np.flatnonzero(sizes == threshold)[:missing]] = True
+    mask: np.ndarray = sizes >= threshold
+    if surplus := np.count_nonzero(mask) - kept:
+        mask[np.flatnonzero(sizes == threshold)[-surplus:]] = False
     return mask.reshape(weights.shape)
 
 

@@ -85,7 +85,7 @@ def train(
         model = load_checkpoint(checkpoint / f"epoch_{done}.keras")
     else:
         steps = settings.steps(len(dataset.train))
-        compile_classifier(model, _one_cycle(settings.learning_rate, steps))
+        compile_classifier(model, one_cycle(settings.learning_rate, steps))
         random = [[settings.seed + number, 0] for number in range(len(_random_states(model)))]
     # What dropout draws must not depend on what this process did before; Keras does not save it.
     for state, value in zip(_random_states(model), random, strict=True):
@@ -254,7 +254,8 @@ def _random_states(model: Any) -> list[Any]:
     return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
 
 
-def _one_cycle(peak: float, steps: int) -> Any:
+def one_cycle(peak: float, steps: int) -> Any:
+    """A learning rate that rises to `peak` over the first tenth of the steps and falls along a cosine to 0."""
     warm_up = max(1, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=peak / 10,

@@ -36,7 +36,8 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"recipes", "sparse_ready"},
+    {"calibration", "sparse_ready"},
+    {"recipes"},
     {
         "image_folder",
         "channel_ids",
@@ -98,7 +99,7 @@ ALLOWED = {
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
     "ai_edge_litert": {"tflite_graph", "tflite_worker", "sparse_encoding", "xnnpack_layout"},
-    "litert_quantizer": {"recipes"},
+    "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
     "matplotlib": {"report.html"},

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from tiny_models import DENSE_RECIPES, SIZE, images, reference, variants
 
+from mobileprune.calibration import calibrate
 from mobileprune.errors import ConversionError, DatasetError
-from mobileprune.recipes import calibrate, make_variants, quantize
+from mobileprune.recipes import make_variants, quantize
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
 

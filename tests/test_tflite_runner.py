@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_models import CLASSES, SIZE, images, reference, shared_convnet, variants
 
+from mobileprune.calibration import calibrate
 from mobileprune.errors import InterpreterError
-from mobileprune.recipes import calibrate, quantize
+from mobileprune.recipes import quantize
 from mobileprune.tflite_runner import CHUNK, TfliteRunner
 
 

@@ -24,7 +24,7 @@ from mobileprune.interop.schedules import reached_by_tfmot, to_tfmot_schedule
 from mobileprune.models import gives_probabilities
 from mobileprune.noise import described
 from mobileprune.prunable import kernels_of
-from mobileprune.train import OnBatch, OnEpoch, TrainSettings, _one_cycle
+from mobileprune.train import OnBatch, OnEpoch, TrainSettings, one_cycle
 
 Train = Callable[[Any, list[Any]], object]
 
@@ -131,7 +131,7 @@ def train_with_tfmot(
         old = process.tf_keras()
         per_epoch = settings.steps(len(dataset.train)) // max(1, settings.epochs)
         # Of Keras 3's optimizer schedules those have the same settings; so one place decides how long it warms up.
-        rate = _one_cycle(settings.learning_rate, settings.steps(len(dataset.train))).get_config()
+        rate = one_cycle(settings.learning_rate, settings.steps(len(dataset.train))).get_config()
         optimizer = old.optimizers.Adam(old.optimizers.schedules.CosineDecay(**rate))
         wrapped.compile(optimizer, old.losses.SparseCategoricalCrossentropy(from_logits), metrics=["accuracy"])
         optimizer.build(wrapped.trainable_variables)
