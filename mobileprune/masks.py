@@ -167,7 +167,7 @@ def kept_count(size: int, sparsity: float) -> int:
 def kth_largest(sizes: np.ndarray, k: int) -> Any:
     """The k-th largest of non-negative numbers, exactly.
 
-    The bits of non-negative floats are ordered as they are: counting the upper 16 bits finds the few candidates without
+    The bits of non-negative floats are ordered as they are: counting the upper 12 bits finds the few candidates without
     a sort or a partition of all, in a third of the time of `np.partition`.
 
     Args:
@@ -186,15 +186,16 @@ def kth_largest(sizes: np.ndarray, k: int) -> Any:
     if sizes.dtype != np.float32:
         _check_finite(sizes)
         return np.partition(sizes, sizes.size - k)[sizes.size - k]
-    upper = np.ascontiguousarray(sizes).view(np.uint32) >> 16
+    upper = np.ascontiguousarray(sizes).view(np.uint32) >> 20
     counts = np.bincount(upper)
-    if len(counts) > 0x7F80:  # the exponent of infinities and NaN
+    if len(counts) > 0x7F8:  # the exponent of infinities and NaN
         _check_finite(sizes)
-    at_least = np.cumsum(counts[::-1])[::-1]
-    bucket = np.flatnonzero(at_least >= k)[-1]
+    up_to = np.cumsum(counts)
+    rank = sizes.size - k  # from the smallest, which has rank 0
+    bucket = np.searchsorted(up_to, rank, side="right")
     candidates = sizes[upper == bucket]
-    rank = k - (at_least[bucket] - counts[bucket])
-    return np.partition(candidates, candidates.size - rank)[candidates.size - rank]
+    rank -= up_to[bucket] - counts[bucket]
+    return np.partition(candidates, rank)[rank]
 
 
 def zero_fraction(arrays: Sequence[np.ndarray]) -> float:

@@ -141,7 +141,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def _count(self, batches: int) -> None:
         self._steps = [step + batches for step in self._steps]
         for layer in self._wrapped:
-            layer.pruning_step.value.assign_add(batches)  # past Keras, whose own assignment takes twice as long
+            layer.pruning_step.value.assign_add(
+                batches, read_value=False
+            )  # past Keras, whose own assignment takes twice as long
 
 
 class PruningSummaries(keras.callbacks.TensorBoard):
