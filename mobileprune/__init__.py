@@ -31,6 +31,7 @@ _HOMES = {
     "convert": ("convert", "to_float_flatbuffer"),
     "recipes": ("check_recipes",),
     "sparse_encoding": ("encode_sparse",),
+    "uint8_io": ("with_uint8_io",),
     "sparse_path": ("SparsePath", "check_arm", "sparse_path"),
     "sparse_ready": ("SparseReady", "measure_rewrite", "sparse_ready"),
     "pruning_policy": ("PruneForLatencyOnXNNPack",),

@@ -28,9 +28,9 @@ def convert(
     Args:
         model: a built model; inference mode is what is converted, and the input's batch becomes 1.
         recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io,
-            and for models with many zeros float32_sparse and float16_sparse.
+            uint8_io, and for models with many zeros float32_sparse and float16_sparse.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
-            (images, labels); needed by int8 and int8_float_io.
+            (images, labels); needed by int8, int8_float_io and uint8_io.
         name: what the variants' `model` is: `base`, `s80`, ….
 
     Returns:

@@ -17,6 +17,7 @@ from mobileprune.records import Variant
 from mobileprune.sparse_encoding import encode_sparse
 from mobileprune.sparse_path import check_arm
 from mobileprune.tflite_graph import TfliteGraph, read_graph
+from mobileprune.uint8_io import with_uint8_io
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Recipe:
         name: as in file names and the manifest.
         description: for people, one clause.
         needs_calibration: whether ranges of activations must be measured first.
-        integer_io: whether the file takes and answers int8 in place of float32.
+        integer_io: whether the file takes and answers int8 (or uint8) in place of float32.
         sparse: whether zeros are left out of the file; only for models that have many.
     """
 
@@ -47,6 +48,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe("dynamic_int8", "int8 weights; activations quantized as they come"),
             Recipe("int8", "int8 weights, activations, input and output", needs_calibration=True, integer_io=True),
             Recipe("int8_float_io", "int8 inside, float32 input and output", needs_calibration=True),
+            Recipe("uint8_io", "int8 inside, uint8 input and output", needs_calibration=True, integer_io=True),
             Recipe("float32_sparse", "as converted, zeros left out of the file", sparse=True),
             Recipe("float16_sparse", "weights stored in 16 bits, zeros left out of the file", sparse=True),
         )
@@ -132,6 +134,8 @@ def quantize(content: bytes, recipe: str, ranges: Ranges | None = None) -> bytes
         )
     if recipe == "float32":
         return content
+    if recipe == "uint8_io":
+        return with_uint8_io(quantize(content, "int8", ranges))
     from litert_quantizer import quantizer
 
     instructions = _instructions(recipe)

@@ -9,7 +9,7 @@ of each output over the images, pooled. Measured on randomised convnets and on E
 | float32, float32_sparse | 113 to 121 dB | 0.000001 | 60 dB | 0.001 |
 | float16, float16_sparse | 44 to 73 dB | 0.0002 to 0.007 | 30 dB | 0.05 |
 | dynamic_int8 | 16 to 43 dB | 0.006 to 0.13 | 10 dB | 0.5 |
-| int8, int8_float_io | 16 to 41 dB | 0.02 to 0.14 | 10 dB | 0.5 |
+| int8, int8_float_io, uint8_io | 16 to 41 dB | 0.02 to 0.14 | 10 dB | 0.5 |
 
 Two exchanged classes of six give 2 dB, an output scale that is wrong by a half 6 dB, a wrong input normalisation less.
 """
@@ -66,6 +66,7 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
         "dynamic_int8": _EIGHT_BITS,
         "int8": _EIGHT_BITS,
         "int8_float_io": _EIGHT_BITS,
+        "uint8_io": _EIGHT_BITS,
         "float32_sparse": _FLOAT32,
         "float16_sparse": _FLOAT16,
     }

@@ -21,7 +21,7 @@ def test_float32_is_the_file_itself(content):
 @pytest.mark.parametrize("recipe", DENSE_RECIPES, ids=str)
 def test_input_and_output_are_as_the_recipe_says(recipe):
     graph = read_graph(variants()[recipe.name].content)
-    wanted = "INT8" if recipe.integer_io else "FLOAT32"
+    wanted = "UINT8" if recipe.name == "uint8_io" else "INT8" if recipe.integer_io else "FLOAT32"
     assert {tensor.dtype for tensor in graph.inputs + graph.outputs} == {wanted}
 
 
@@ -55,7 +55,8 @@ def test_calibration_on_real_images_beats_a_wrong_scale(content):
 
 
 def test_unknown_recipes_are_listed(content):
-    with pytest.raises(ConversionError, match=r"'int2'\. Known: float32, float16, dynamic_int8, int8, int8_float_io"):
+    known = "float32, float16, dynamic_int8, int8, int8_float_io, uint8_io"
+    with pytest.raises(ConversionError, match=rf"'int2'\. Known: {known}"):
         make_variants(content, ["int2"])
 
 
