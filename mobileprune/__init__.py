@@ -32,6 +32,8 @@ _HOMES = {
     "recipes": ("check_recipes",),
     "sparse_encoding": ("encode_sparse",),
     "uint8_io": ("with_uint8_io",),
+    "metadata": ("Metadata", "add_metadata", "read_metadata"),
+    "min_runtime": ("minimum_runtime", "unknown_ops", "with_versions"),
     "sparse_path": ("SparsePath", "check_arm", "sparse_path"),
     "sparse_ready": ("SparseReady", "measure_rewrite", "sparse_ready"),
     "pruning_policy": ("PruneForLatencyOnXNNPack",),

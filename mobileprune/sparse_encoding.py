@@ -17,6 +17,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from mobileprune.errors import ConversionError
+from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import GraphTensor, read_graph
 from mobileprune.tflite_rewrite import add_buffer, operator_code, packed, unpacked
 
@@ -114,7 +115,7 @@ def _rewritten(content: bytes, chosen: dict[int, _Rows]) -> bytes:
         graph.operators.insert(first, _densify(opcode, index, len(graph.tensors) - 1))
         stored.sparsity = _sparsity(rows)
         stored.buffer = add_buffer(model, rows.values)
-    return packed(model)
+    return packed(model, attached_files(content))
 
 
 def _densify(opcode: int, stored: int, dense: int) -> Any:

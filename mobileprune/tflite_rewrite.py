@@ -1,5 +1,7 @@
 """Takes a `.tflite` apart into the schema's objects, and makes a file of them again, as every rewrite needs."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flatbuffers
@@ -7,6 +9,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from mobileprune.errors import ModelError
+from mobileprune.tflite_extras import with_attached
 from mobileprune.tflite_graph import DAMAGE
 
 FILE_IDENTIFIER = b"TFL3"
@@ -17,8 +20,8 @@ BUFFER_ALIGNMENT = 16
 def unpacked(content: bytes) -> Any:
     """The schema's `ModelT` of a file whose main graph `read_graph` has accepted.
 
-    Data that some writers put behind the flatbuffer is taken in: its offsets would not hold in another file. What else
-    stands behind it (see `mobileprune.attached_files`) is left out.
+    Data that some writers put behind the flatbuffer is taken in: its offsets would not hold in another file. Attached
+    files (see `attached_files`) are left out.
 
     Raises:
         ModelError: another part of the file is damaged.
@@ -31,6 +34,7 @@ def unpacked(content: bytes) -> Any:
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
         _gather(model, content)
+        _check_indices(model)
     except DAMAGE as error:
         raise ModelError(
             f"The .tflite is damaged: {type(error).__name__}: {error}. Convert the model again."
@@ -38,10 +42,14 @@ def unpacked(content: bytes) -> Any:
     return model
 
 
-def packed(model: Any) -> bytes:
+def packed(model: Any, attached: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
     """The file of the schema's `ModelT`. Buffers that nothing refers to any more become empty.
 
     The same objects give the same bytes.
+
+    Args:
+        model: what `unpacked` made.
+        attached: files for the archive behind it, as of `attached_files`.
     """
     used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in model.metadata or ()}
@@ -51,7 +59,7 @@ def packed(model: Any) -> bytes:
     size = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
     builder = _Builder(size + 4096)
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return with_attached(bytes(builder.Output()), attached)
 
 
 def add_buffer(model: Any, data: bytes | np.ndarray) -> int:
@@ -60,6 +68,22 @@ def add_buffer(model: Any, data: bytes | np.ndarray) -> int:
     buffer.data = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.view(np.uint8)
     model.buffers.append(buffer)
     return len(model.buffers) - 1
+
+
+def set_metadata(model: Any, name: str, data: bytes) -> None:
+    """Makes `data` the named entry of metadata, in the place of the one that was there."""
+    named = [entry for entry in model.metadata or () if entry.name == name.encode()]
+    others = [entry for entry in model.metadata or () if entry.name != name.encode()]
+    taken = {entry.buffer for entry in others} | {
+        tensor.buffer for graph in model.subgraphs for tensor in graph.tensors
+    }
+    entry = named[0] if named else schema.MetadataT()
+    entry.name = name.encode()
+    if named and 0 < entry.buffer < len(model.buffers) and entry.buffer not in taken:
+        model.buffers[entry.buffer].data = np.frombuffer(data, np.uint8)
+    else:
+        entry.buffer = add_buffer(model, data)
+    model.metadata = [*others, entry]
 
 
 def operator_code(model: Any, code: int, version: int = 1) -> int:
@@ -91,6 +115,18 @@ class _Builder(flatbuffers.Builder):
         self.Bytes[self.head : self.head + len(values)] = values.tobytes()
         self.vectorNumElems = len(values)
         return self.EndVector()
+
+
+def _check_indices(model: Any) -> None:
+    """`read_graph` has seen to the main graph; there may be others."""
+    for graph in model.subgraphs:
+        for op in graph.operators:
+            if not 0 <= op.opcodeIndex < len(model.operatorCodes):
+                raise ValueError(f"op code {op.opcodeIndex} of {len(model.operatorCodes)}")
+            for indices, lowest in ((op.inputs, -1), (op.outputs, 0)):
+                for index in () if indices is None else indices:
+                    if not lowest <= index < len(graph.tensors):
+                        raise ValueError(f"tensor {index} of {len(graph.tensors)}")
 
 
 def _gather(model: Any, content: bytes) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 
 from mobileprune.errors import ConversionError
+from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import GraphTensor, read_graph
 from mobileprune.tflite_rewrite import operator_code, packed, unpacked
 
@@ -58,7 +59,7 @@ def with_uint8_io(content: bytes) -> bytes:
             for entries, moved in ((signature.inputs, inputs), (signature.outputs, outputs)):
                 for entry in entries or ():
                     entry.tensorIndex = moved.get(entry.tensorIndex, entry.tensorIndex)
-    return packed(model)
+    return packed(model, attached_files(content))
 
 
 def _check(kind: str, tensor: GraphTensor) -> None:
