@@ -32,7 +32,7 @@ def convert(
     Args:
         model: a built model; inference mode is what is converted.
         recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, dynamic_int4,
-            weight_only_int8, int8, int8_float_io, int16x8, and for models with many zeros float32_sparse and
+            weight_only_int8, int8, int8_float_io, uint8_io, int16x8, and for models with many zeros float32_sparse and
             float16_sparse; JSON files of mixed recipes (`*.json`, see `read_recipe`); or `Recipe` objects.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
             (images, labels); needed by recipes with integer activations.

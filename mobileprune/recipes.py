@@ -19,6 +19,7 @@ from mobileprune.records import Variant
 from mobileprune.sparse_encoding import encode_sparse
 from mobileprune.sparse_path import check_arm
 from mobileprune.tflite_graph import TfliteGraph, read_graph
+from mobileprune.uint8_io import with_uint8_io
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -27,6 +28,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             *(Recipe(name, PRECISIONS[name], name) for name in ("float32", "float16", "dynamic_int8")),
             Recipe("int8", "int8 weights, activations, input and output", "int8", io="int8"),
             Recipe("int8_float_io", "int8 inside, float32 input and output", "int8"),
+            Recipe("uint8_io", "int8 inside, uint8 input and output", "int8", io="uint8"),
             Recipe("int16x8", "int8 weights; int16 activations, input and output", "int16x8", io="int16"),
             *(Recipe(name, PRECISIONS[name], name) for name in ("dynamic_int4", "weight_only_int8")),
             Recipe("float32_sparse", "as converted, zeros left out of the file", sparse=True),
@@ -159,6 +161,8 @@ def _dense(content: bytes, chosen: Recipe, ranges: Ranges | None, strict_int8: b
     quantized = bytes(result.quantized_model)
     if chosen.integer_io:
         _check_io(read_graph(quantized), chosen)
+    if chosen.io == "uint8":
+        quantized = with_uint8_io(quantized)
     if strict_int8:
         _check_strict(quantized, chosen, graph, matches)
     return quantized
@@ -231,9 +235,10 @@ def _possible(precision: str, kind: str) -> bool:
 
 
 def _check_io(graph: TfliteGraph, recipe: Recipe) -> None:
+    stored = recipe.io.upper().removeprefix("U")  # int8 becomes uint8 afterwards
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
-            if tensor.dtype != recipe.io.upper():
+            if tensor.dtype != stored:
                 ops = known_names(sorted({op.name for op in graph.float_ops()}))
                 raise ConversionError(
                     f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops "

@@ -13,17 +13,17 @@ get a form that XNNPACK refuses; and of float16 files by litert-quantizer it mak
 import copy
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from mobileprune.errors import ConversionError
+from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import GraphTensor, read_graph
+from mobileprune.tflite_rewrite import add_buffer, operator_code, packed, unpacked
 
 FLOAT_WEIGHTS: dict[str, np.dtype[Any]] = {"FLOAT32": np.dtype(np.float32), "FLOAT16": np.dtype(np.float16)}
 # What a second tensor, its buffer, its dimensions and the op take in the file, measured: smaller savings are none.
 OVERHEAD_BYTES = 400
-FILE_IDENTIFIER = b"TFL3"
 
 
 def encode_sparse(content: bytes) -> bytes:
@@ -99,10 +99,9 @@ def _index_type(largest: int) -> np.dtype[Any]:
 
 
 def _rewritten(content: bytes, chosen: dict[int, _Rows]) -> bytes:
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
-    _gather(model, content)
+    model = unpacked(content)
     graph = model.subgraphs[0]
-    opcode = _densify_code(model)
+    opcode = operator_code(model, schema.BuiltinOperator.DENSIFY)
     for index, rows in chosen.items():
         stored = graph.tensors[index]
         dense = copy.copy(stored)
@@ -115,40 +114,8 @@ def _rewritten(content: bytes, chosen: dict[int, _Rows]) -> bytes:
         first = next(place for place, op in enumerate(graph.operators) if len(graph.tensors) - 1 in op.inputs)
         graph.operators.insert(first, _densify(opcode, index, len(graph.tensors) - 1))
         stored.sparsity = _sparsity(rows)
-        buffer = schema.BufferT()
-        buffer.data = rows.values.view(np.uint8)
-        model.buffers.append(buffer)
-        stored.buffer = len(model.buffers) - 1
-    used = {tensor.buffer for each in model.subgraphs for tensor in each.tensors}
-    used |= {entry.buffer for entry in model.metadata or ()}
-    for place, buffer in enumerate(model.buffers):
-        if place not in used:
-            buffer.data = None
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
-    return bytes(builder.Output())
-
-
-def _gather(model: Any, content: bytes) -> None:
-    """Takes in the data that some writers put behind the flatbuffer: its offsets would not hold in the new file."""
-    for buffer in model.buffers:
-        if buffer.offset > 1:
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            if op.largeCustomOptionsOffset > 1:
-                start, size = op.largeCustomOptionsOffset, op.largeCustomOptionsSize
-                op.customOptions = np.frombuffer(content, np.uint8, size, start)
-                op.largeCustomOptionsOffset = op.largeCustomOptionsSize = 0
-
-
-def _densify_code(model: Any) -> int:
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DENSIFY
-    code.version = 1
-    model.operatorCodes.append(code)
-    return len(model.operatorCodes) - 1
+        stored.buffer = add_buffer(model, rows.values)
+    return packed(model, attached_files(content))
 
 
 def _densify(opcode: int, stored: int, dense: int) -> Any:

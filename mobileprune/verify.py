@@ -9,7 +9,7 @@ of each output over the images, pooled. Measured on randomised convnets and on E
 | float32, float32_sparse | 113 to 121 dB | 0.000001 | 60 dB | 0.001 |
 | float16, float16_sparse | 44 to 73 dB | 0.0002 to 0.007 | 30 dB | 0.05 |
 | dynamic_int8, weight_only_int8 | 16 to 43 dB | 0.006 to 0.2 | 10 dB | 0.5 |
-| int8, int8_float_io, int16x8 | 16 to 41 dB | 0.02 to 0.32 | 10 dB | 0.5 |
+| int8, int8_float_io, uint8_io, int16x8 | 16 to 41 dB | 0.02 to 0.32 | 10 dB | 0.5 |
 | dynamic_int4 | 2 to 9 dB; -3 dB on EfficientNet-Lite0 | 0.19 to 0.56 | 0 dB | 0.6 |
 
 `dynamic_int4` keeps a network's answers or does not: EfficientNet-Lite0 so made is right on 5% of the crops, and its
@@ -71,6 +71,7 @@ TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
         "dynamic_int8": _EIGHT_BITS,
         "int8": _EIGHT_BITS,
         "int8_float_io": _EIGHT_BITS,
+        "uint8_io": _EIGHT_BITS,
         "int16x8": _EIGHT_BITS,
         "dynamic_int4": _FOUR_BITS,
         "weight_only_int8": _EIGHT_BITS,

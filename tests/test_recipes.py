@@ -54,7 +54,8 @@ def test_calibration_on_real_images_beats_a_wrong_scale(content):
 
 
 def test_unknown_recipes_are_listed(content):
-    with pytest.raises(ConversionError, match=r"'int2'\. Known: float32, float16, dynamic_int8, int8, int8_float_io"):
+    known = "float32, float16, dynamic_int8, int8, int8_float_io, uint8_io"
+    with pytest.raises(ConversionError, match=rf"'int2'\. Known: {known}"):
         make_variants(content, ["int2"])
 
 
