@@ -10,6 +10,8 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
+    {"runtime_setup"},
+    {"runtimes"},
     {
         *("schedules", "masks", "noise", "files", "graph", "union", "second_order"),
         *("tflite_graph", "tflite_runner"),
