@@ -150,7 +150,7 @@ def _call(command: list[str], failure: str) -> None:
 
 def _digest() -> str:
     """Of all that decides what is made."""
-    return hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    return hashlib.sha256(LOCK.read_bytes() + repr((_NEEDED, _WRITTEN, _NOT_OF_NUMPY)).encode()).hexdigest()
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"calibration", "sparse_ready"},
+    {"calibration", "sparse_ready", "runtime_checks"},
     {"recipes"},
     {
         "image_folder",
@@ -243,7 +243,7 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "tflite_runner",
         "tflite_worker",
         "evaluate",
-        "verify",
+        *("verify", "runtime_checks"),
         "benchmark",
         "benchmark.host",
         "benchmark.arm64_checks",
