@@ -111,7 +111,7 @@ def verify_runtimes(
                 with TfliteRunner(variant.content, threads, timeout_s, name=_file(variant), runtime=name) as runner:
                     actual = runner.run(images)
         except InterpreterError as error:
-            checks[name] = RuntimeCheck(_title(name), passed=False, reason=str(error))
+            checks[name] = RuntimeCheck(_title(name), passed=False, reason=" ".join(str(error).split()))
             continue
         report = compare(expected[:count], actual, tolerance, name=_file(variant))
         checks[name] = RuntimeCheck(

@@ -1,12 +1,14 @@
 """Runs a `.tflite` in a process of its own, so that whatever the file does, it does not do it here."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
@@ -22,6 +24,8 @@ CHUNK = 32
 STDERR_TAIL_BYTES = 2000
 # What a child may allocate: more than any phone has for an app, and less than a wrong size in a file can ask for.
 MEMORY_LIMIT = 4 << 30
+# An input of more values is no image, and would be made in this process.
+MOST_NOISE = 1 << 26
 # What the runtime says on every start; it explains no crash.
 NOISE = ("INFO: Created TensorFlow Lite XNNPACK delegate", "INFO: Initialized TensorFlow Lite runtime")
 
@@ -326,6 +330,30 @@ class TfliteRunner:
         self._stderr.seek(0, os.SEEK_END)  # the child shares the position
         kept = [line.strip() for line in lines if line.strip() and not line.startswith(NOISE)]
         return f" It said: {' | '.join(kept[-5:])}" if kept else ""
+
+
+def noise_images(shape: Sequence[int], name: str, count: int = 1, seed: int = 0) -> np.ndarray:
+    """Images of noise for an input: what to time a file with. All zeros, or denormals, might take another time.
+
+    Args:
+        shape: the input's, the batch first; the file says it, and may say anything.
+        name: what errors call the file.
+        count: how many images.
+        seed: of the noise.
+
+    Returns:
+        float32 (count, *shape[1:]).
+
+    Raises:
+        InterpreterError: the input has no values, or far more than an image has.
+    """
+    sizes = tuple(shape[1:])
+    if min(sizes, default=1) < 1 or math.prod(sizes) * count > MOST_NOISE:
+        raise InterpreterError(
+            f"{name} takes input of shape {tuple(shape)}; every size but the batch must be 1 or more, and {count} "
+            f"images of at most {MOST_NOISE:,} values in all."
+        )
+    return np.random.default_rng(seed).normal(size=(count, *sizes)).astype(np.float32)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -124,6 +124,8 @@ class Session:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Every output for `images` (N, H, W, C), as float32 with N first."""
         detail = self._only_input()
+        if not self.outputs:
+            raise ValueError("the file has no outputs")
         batch = self._batch(images)
         collected: list[list[np.ndarray]] = [[] for _ in self.outputs]
         for start in range(0, len(images), batch):
@@ -291,7 +293,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
             else:
                 raise ValueError(f"there is no command {command!r}")
         except (*REFUSALS, ImportError, MemoryError, OSError) as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
+            reply = {"error": f"{type(error).__name__}: {str(error) or 'no reason was given'}"}
             results = []
         send_frame(answers, reply, results)
 
