@@ -54,11 +54,11 @@ def folder() -> Path:
 
 def unsupported() -> str | None:
     """Why the old interpreter can never run with this Python on this machine; None if it can."""
-    version = sys.version_info[:2]
-    if version not in PYTHONS:
+    if sys.version_info[:2] not in PYTHONS:
+        known = " and ".join(f"{major}.{minor}" for major, minor in PYTHONS)
         return (
-            f"TensorFlow Lite {VERSION} cannot run here: it has packages for Python 3.11 and 3.12, and this is "
-            f"{version[0]}.{version[1]}. Files can be checked on it with one of these."
+            f"TensorFlow Lite {VERSION} cannot run here: it has packages for Python {known}, and this is "
+            f"{sys.version_info.major}.{sys.version_info.minor}. Use one of these to check files on it."
         )
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return (
