@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mobileprune.errors import OutputError, VerificationError
-from mobileprune.records import Latency, Port, Preprocess, Stage, Variant, VariantRecord, Verification
+from mobileprune.records import Latency, Port, Preprocess, RuntimeCheck, Stage, Variant, VariantRecord, Verification
 
 VERIFIED = Verification(
     images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
@@ -36,6 +36,7 @@ RECORD = VariantRecord(
     verified=VERIFIED,
     verified_runtimes=("a", "b"),
     latency=(LATENCY, LATENCY),
+    runtimes=(RuntimeCheck("a", True, "", 0.97, 0.5), RuntimeCheck("b", False, "It crashed.")),
 )
 
 

@@ -19,6 +19,7 @@ from mobileprune.tflite_runner import CHUNK, TfliteRunner
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
     """Where temporary files go; empty again at the end."""
+    variants()  # the converter leaves files behind
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
