@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from mobileprune.errors import ConversionError
+from mobileprune.errors import ConversionError, ModelError
 from mobileprune.tflite_extras import attached_files
-from mobileprune.tflite_graph import GraphTensor, read_graph
+from mobileprune.tflite_graph import DAMAGE, GraphTensor, read_graph
 from mobileprune.tflite_rewrite import add_buffer, operator_code, packed, unpacked
 
 FLOAT_WEIGHTS: dict[str, np.dtype[Any]] = {"FLOAT32": np.dtype(np.float32), "FLOAT16": np.dtype(np.float16)}
