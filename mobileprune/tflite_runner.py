@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self
@@ -66,6 +67,7 @@ class TfliteRunner:
         timeout_s: seconds that one request may take (loading, 32 images, or one call of `time`) before the child is
             killed.
         name: what errors call the file; its path by default.
+        keep_tensors: run the runtime's own kernels, without XNNPACK, and keep every tensor for `tensors`.
 
     Raises:
         InterpreterError: on entering or in any method: the file cannot be read, the runtime refuses it, or the child
@@ -77,13 +79,20 @@ class TfliteRunner:
     """
 
     def __init__(
-        self, content_or_path: bytes | str | Path, threads: int = 1, timeout_s: float = 60.0, *, name: str | None = None
+        self,
+        content_or_path: bytes | str | Path,
+        threads: int = 1,
+        timeout_s: float = 60.0,
+        *,
+        name: str | None = None,
+        keep_tensors: bool = False,
     ) -> None:
         if threads < 1:
             raise InterpreterError(f"threads is {threads}; at least 1 is needed.")
         self._source = content_or_path
         self._threads = threads
         self._timeout_s = timeout_s
+        self._keep_tensors = keep_tensors
         self.name = name or ("the .tflite" if isinstance(content_or_path, bytes) else str(content_or_path))
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
@@ -126,7 +135,7 @@ class TfliteRunner:
         if not isinstance(self._source, bytes):
             if not Path(self._source).is_file():
                 raise InterpreterError(f"{self.name} is not a file. Give the path of a .tflite.")
-            self._request({"command": "load", "path": str(Path(self._source).resolve()), "threads": self._threads})
+            self._load_path(Path(self._source).resolve())
             return
         # By path, as on a phone: bytes handed over would be held twice and spoil the memory figure. The runtime maps
         # the file, so its name can go as soon as it is loaded.
@@ -136,7 +145,11 @@ class TfliteRunner:
                 path.write_bytes(self._source)
             except OSError as error:
                 raise InterpreterError(f"{self.name}: no room for a temporary copy in {folder}: {error}.") from error
-            self._request({"command": "load", "path": str(path), "threads": self._threads})
+            self._load_path(path)
+
+    def _load_path(self, path: Path) -> None:
+        wanted = {"path": str(path), "threads": self._threads, "keep_tensors": self._keep_tensors}
+        self._request({"command": "load", **wanted})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -181,6 +194,26 @@ class TfliteRunner:
                 self._fail("answered rubbish: arrays of another length or type were expected")
             chunks.append(outputs)
         return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+
+    def tensors(self, image: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """What the chosen tensors hold after one inference; the runner must have been made with `keep_tensors`.
+
+        Args:
+            image: float32 (H, W, C) or (1, H, W, C).
+            indices: of tensors in the file's main graph, see `mobileprune.tflite_graph`. Ask only for as many as there
+                is memory for: all of MobileNetV2's take 60 MB.
+
+        Returns:
+            One float32 array for each index, dequantized.
+
+        Raises:
+            InterpreterError: as on the class; also a tensor that is not there or has a scale for each channel.
+        """
+        image = self._checked(image if image.ndim > 3 else image[None])
+        _, arrays = self._request({"command": "tensors", "indices": [int(index) for index in indices]}, image)
+        if len(arrays) != len(indices) or any(array.dtype != np.float32 for array in arrays):
+            self._fail(f"answered rubbish: {len(indices)} tensors were expected")
+        return arrays
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
         """Nanoseconds of each of `runs` invocations on `image` (H, W, C) or (1, H, W, C), as int64 (runs,).

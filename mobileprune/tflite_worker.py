@@ -86,16 +86,30 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 class Session:
-    """One loaded file and what has been measured on it."""
+    """One loaded file and what has been measured on it.
 
-    def __init__(self, path: str, threads: int) -> None:
+    With `keep_tensors` every tensor can be read after an inference. That takes the runtime's own kernels: a delegate
+    keeps what is inside its part to itself.
+    """
+
+    def __init__(self, path: str, threads: int, keep_tensors: bool = False) -> None:
         import ai_edge_litert
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         self.version = str(ai_edge_litert.__version__)
         self.memory_before = _start_memory_peak()
         begin = time.perf_counter_ns()
-        self.interpreter = Interpreter(model_path=path, num_threads=threads)
+        self.interpreter = Interpreter(
+            model_path=path,
+            num_threads=threads,
+            experimental_op_resolver_type=(
+                OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else OpResolverType.AUTO
+            ),
+            experimental_preserve_all_tensors=keep_tensors,
+        )
+        self.details: dict[int, Any] = {}
+        if keep_tensors:
+            self.details = {int(detail["index"]): detail for detail in self.interpreter.get_tensor_details()}
         self.interpreter.allocate_tensors()
         self.init_ns = time.perf_counter_ns() - begin
         self.first_ns: int | None = None
@@ -122,6 +136,17 @@ class Session:
                     )
                 answers.append(answer)
         return [np.concatenate(answers)[: len(images)] for answers in collected]
+
+    def tensors(self, image: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """The chosen tensors after one inference on `image` (1, H, W, C), as float32."""
+        unknown = [index for index in indices if index not in self.details]
+        if unknown:
+            raise ValueError(f"tensor {unknown[0]} cannot be read; the file has {len(self.details)}, if they are kept")
+        detail = self._only_input()
+        batch = self._batch(image)
+        self.interpreter.set_tensor(detail["index"], _quantized(np.repeat(image[:1], batch, axis=0), detail))
+        self._invoke()
+        return [_dequantized(self.interpreter.get_tensor(index), self.details[index]) for index in indices]
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
         """Nanoseconds of each of `runs` invocations on one input, which is set once."""
@@ -242,11 +267,13 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         results: list[np.ndarray] = []
         try:
             if command == "load":
-                session = Session(header["path"], header["threads"])
+                session = Session(header["path"], header["threads"], bool(header.get("keep_tensors")))
             elif session is None:
                 raise ValueError("no file is loaded")
             elif command == "run":
                 results = session.run(arrays[0])
+            elif command == "tensors":
+                results = session.tensors(arrays[0], header["indices"])
             elif command == "time":
                 results = [session.time(arrays[0], header["runs"])]
             elif command == "facts":
