@@ -19,7 +19,7 @@ LAYERS = (
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
         *("prunable", "sparsity_allocation", "sparse_encoding", "xnnpack_layout"),
     },
-    {"interop.process"},
+    {"interop.process", "class_changes", "port_checks", "preprocess_checks", "layer_errors"},
     {"interop.activations", "interop.operations", "interop.schedules"},
     {"interop.layers"},
     {"interop.bridge"},
@@ -40,6 +40,7 @@ LAYERS = (
     {"recipes"},
     {
         "image_folder",
+        "report.layer_plot",
         "channel_ids",
         "convert",
         "benchmark",
@@ -49,7 +50,16 @@ LAYERS = (
         "sparsify",
         "pruning_callbacks",
     },
-    {"pruning_policy", "splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
+    {
+        "verify_files",
+        "pruning_policy",
+        "splits",
+        "channel_ops",
+        "channel_rules",
+        "gradients",
+        "moments",
+        "report.markdown",
+    },
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
     {"importance", "train", "manifest", "one_shot"},
@@ -58,6 +68,7 @@ LAYERS = (
     {"surgery", "run"},
     {"prune"},
     {"options", "sparsity_options"},
+    {"verify_cli"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.
@@ -102,9 +113,9 @@ ALLOWED = {
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
-    "matplotlib": {"report.html"},
+    "matplotlib": {"report.html", "report.layer_plot"},
     "jinja2": {"report.html", "report.markdown"},
-    "rich": {"console", "progress", "cli"},
+    "rich": {"console", "progress", "cli", "verify_cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
 LAZY = {"gradients", "splits", "noise", "interop.activations", "interop.process", "interop.schedules"}
