@@ -135,10 +135,10 @@ def _input_range_faults(
         f"{name}: the input can hold {_shown(covered)} (scale {port.scale:.4g}, zero point {port.zero_point}), and the "
         f"preprocessing gives {_shown(needed)}: "
     )
-    if (cut := _cut(covered, needed)) > INPUT_CUT:
-        return [f"{said}{cut:.0%} of that is cut off. Is the normalisation that of the calibration images?"]
     if (times := (covered[1] - covered[0]) / (needed[1] - needed[0])) > INPUT_WIDER:
         return [f"{said}{times:.3g} times less. Is the normalisation that of the calibration images?"]
+    if (cut := _cut(covered, needed)) > INPUT_CUT:
+        return [f"{said}{cut:.0%} of that is cut off. Is the normalisation that of the calibration images?"]
     return []
 
 

@@ -42,7 +42,7 @@ def preprocess_faults(theirs: np.ndarray, ours: np.ndarray, contract: Preprocess
     levels = _levels(theirs - ours, std)
     if levels <= MOST_LEVELS:
         return []
-    figure = f"{levels:.1f} of 255 grey levels on average; at most {MOST_LEVELS:g} are explained by decoders"
+    figure = f"{levels:.1f} grey levels on average; decoders explain {MOST_LEVELS:g}"
     if ours.shape[-1] == 3 and _levels(theirs[..., ::-1] - ours, std) <= MOST_LEVELS:
         return [f"The channels come in reverse order (BGR for RGB): off by {figure}."]
     # theirs = factor · ours + shift, as another mean and std make it.
@@ -52,7 +52,7 @@ def preprocess_faults(theirs: np.ndarray, ours: np.ndarray, contract: Preprocess
     if factor and _levels((theirs - shift) / factor - ours, std) <= MOST_LEVELS:
         own_mean, own_std = float(np.mean(contract.mean)), float(np.mean(contract.std))
         other_std = own_std / factor
-        other_mean = own_mean - shift * other_std
+        other_mean = round(own_mean - shift * other_std, 3) + 0.0  # no -0
         return [
             f"The normalisation is another one: as if mean were {other_mean:.4g} and std {other_std:.4g} in place of "
             f"{own_mean:.4g} and {own_std:.4g}; off by {figure}."
