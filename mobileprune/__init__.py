@@ -30,6 +30,8 @@ _HOMES = {
     "inspect": ("layer_facts", "model_facts"),
     "convert": ("convert", "to_float_flatbuffer"),
     "recipes": ("check_recipes",),
+    "mixed_recipe": ("Recipe", "Rule", "read_recipe"),
+    "layer_names": ("float_layers", "layer_of", "op_layers"),
     "sparse_encoding": ("encode_sparse",),
     "sparse_path": ("SparsePath", "check_arm", "sparse_path"),
     "sparse_ready": ("SparseReady", "measure_rewrite", "sparse_ready"),

@@ -12,6 +12,7 @@ import keras
 
 from mobileprune.errors import ConversionError, ModelError
 from mobileprune.graph import check_finite
+from mobileprune.mixed_recipe import Recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.recipes import check_recipes, make_variants
 from mobileprune.records import Variant
@@ -19,19 +20,25 @@ from mobileprune.records import Variant
 
 def convert(
     model: Any,
-    recipes: Sequence[str] = ("float32",),
+    recipes: Sequence[str | Recipe] = ("float32",),
     calibration: Any | None = None,
     name: str = "model",
+    *,
+    batch: int | None = 1,
+    strict_int8: bool = False,
 ) -> list[Variant]:
     """Makes a `.tflite` of a Keras 3 model in every recipe asked for. The model is traced and converted once.
 
     Args:
-        model: a built model; inference mode is what is converted, and the input's batch becomes 1.
-        recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io,
-            and for models with many zeros float32_sparse and float16_sparse.
+        model: a built model; inference mode is what is converted.
+        recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, dynamic_int4,
+            weight_only_int8, int8, int8_float_io, int16x8, and for models with many zeros float32_sparse and
+            float16_sparse; JSON files of mixed recipes (`*.json`, see `read_recipe`); or `Recipe` objects.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
-            (images, labels); needed by int8 and int8_float_io.
+            (images, labels); needed by recipes with integer activations.
         name: what the variants' `model` is: `base`, `s80`, ….
+        batch: the files' fixed batch; None leaves it open, which some runtimes refuse and others run slower.
+        strict_int8: refuse what a recipe with integer activations leaves in float, for lack of a kernel.
 
     Returns:
         One variant a recipe, in the order of `recipes`.
@@ -48,7 +55,7 @@ def convert(
         >>> tiny.save("model_int8.tflite")  # doctest: +SKIP
     """
     check_recipes(recipes, calibration)  # before the slow part
-    return make_variants(to_float_flatbuffer(model), recipes, calibration, name)
+    return make_variants(to_float_flatbuffer(model, batch=batch), recipes, calibration, name, strict_int8=strict_int8)
 
 
 def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:

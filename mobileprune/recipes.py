@@ -5,76 +5,66 @@ a second. Integer arithmetic and ranges follow Jacob et al., "Quantization and T
 Integer-Arithmetic-Only Inference", CVPR 2018; weights of convolutions and dense layers have one scale per channel.
 """
 
-import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from mobileprune.calibration import REFUSALS, Ranges, calibrate
 from mobileprune.errors import ConversionError, known_names
+from mobileprune.layer_names import float_layers
+from mobileprune.mixed_recipe import PRECISIONS, STATIC, Recipe, read_recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
 from mobileprune.sparse_encoding import encode_sparse
 from mobileprune.sparse_path import check_arm
 from mobileprune.tflite_graph import TfliteGraph, read_graph
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a file is quantized.
-
-    Attributes:
-        name: as in file names and the manifest.
-        description: for people, one clause.
-        needs_calibration: whether ranges of activations must be measured first.
-        integer_io: whether the file takes and answers int8 in place of float32.
-        sparse: whether zeros are left out of the file; only for models that have many.
-    """
-
-    name: str
-    description: str
-    needs_calibration: bool = False
-    integer_io: bool = False
-    sparse: bool = False
-
-
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
         for recipe in (
-            Recipe("float32", "as converted"),
-            Recipe("float16", "weights stored in 16 bits, computed in float32"),
-            Recipe("dynamic_int8", "int8 weights; activations quantized as they come"),
-            Recipe("int8", "int8 weights, activations, input and output", needs_calibration=True, integer_io=True),
-            Recipe("int8_float_io", "int8 inside, float32 input and output", needs_calibration=True),
+            *(Recipe(name, PRECISIONS[name], name) for name in ("float32", "float16", "dynamic_int8")),
+            Recipe("int8", "int8 weights, activations, input and output", "int8", io="int8"),
+            Recipe("int8_float_io", "int8 inside, float32 input and output", "int8"),
+            Recipe("int16x8", "int8 weights; int16 activations, input and output", "int16x8", io="int16"),
+            *(Recipe(name, PRECISIONS[name], name) for name in ("dynamic_int4", "weight_only_int8")),
             Recipe("float32_sparse", "as converted, zeros left out of the file", sparse=True),
-            Recipe("float16_sparse", "weights stored in 16 bits, zeros left out of the file", sparse=True),
+            Recipe("float16_sparse", "weights stored in 16 bits, zeros left out of the file", "float16", sparse=True),
         )
     }
 )
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of that name, or the one in that JSON file (see `read_recipe`).
 
     Raises:
         ConversionError: there is none; the known ones are listed.
     """
+    if name.endswith(".json"):
+        return read_recipe(name)
     if name not in RECIPES:
-        raise ConversionError(f"There is no recipe {name!r}. Known: {known_names(RECIPES)}.")
+        raise ConversionError(f"There is no recipe {name!r}. Known: {known_names(RECIPES)}, and files called *.json.")
     return RECIPES[name]
 
 
 def make_variants(
-    content: bytes, recipes: Sequence[str], calibration: Any | None = None, name: str = "model"
+    content: bytes,
+    recipes: Sequence[str | Recipe],
+    calibration: Any | None = None,
+    name: str = "model",
+    *,
+    strict_int8: bool = False,
 ) -> list[Variant]:
     """Every recipe's variant of one float flatbuffer, in the order of `recipes`. Ranges are measured once for all.
 
     Args:
         content: a float32 `.tflite` with dense weights.
-        recipes: names from `RECIPES`.
+        recipes: names from `RECIPES`, JSON files of mixed recipes (`*.json`), or recipes.
         calibration: see `calibrate`; needed if one of the recipes needs it.
         name: what the variants' `model` is.
+        strict_int8: whether ops that a recipe with integer activations leaves in float are an error; see `quantize`.
 
     Raises:
         ConversionError: an unknown recipe, no calibration data for a recipe that needs some, the quantizer refuses the
@@ -87,98 +77,179 @@ def make_variants(
         >>> make_variants(content, ["float32", "dynamic_int8"])  # doctest: +SKIP
         [Variant(model='model', recipe='float32'), Variant(model='model', recipe='dynamic_int8')]
     """
-    needing = check_recipes(recipes, calibration)
-    ranges = calibrate(content, calibration) if needing else None
-    return [Variant(model=name, recipe=recipe, content=quantize(content, recipe, ranges)) for recipe in recipes]
+    chosen = check_recipes(recipes, calibration)
+    ranges = calibrate(content, calibration) if any(recipe.needs_calibration for recipe in chosen) else None
+    return [
+        Variant(
+            model=name,
+            recipe=recipe.name,
+            content=quantize(content, recipe, ranges, strict_int8=strict_int8),
+            precisions=recipe.precisions if recipe.rules else (),
+        )
+        for recipe in chosen
+    ]
 
 
-def check_recipes(recipes: Sequence[str], calibration: Any | None) -> list[str]:
-    """The recipes among `recipes` that need calibration; refuses unknown names, and such recipes without data."""
+def check_recipes(recipes: Sequence[str | Recipe], calibration: Any | None) -> list[Recipe]:
+    """The recipes that are meant; refuses unknown ones, and those that need calibration when there is no data.
+
+    Raises:
+        ConversionError: see `make_variants`; also when two of them would have the same name.
+    """
     if not recipes:
         raise ConversionError(f"No recipe was named. Known: {known_names(RECIPES)}.")
-    needing = [name for name in recipes if recipe_named(name).needs_calibration]
-    if needing and calibration is None:
-        raise ConversionError(
-            f"Recipe {needing[0]!r} needs calibration data to measure the range of every activation. "
-            "Give calibration=, about 100 training images preprocessed as for the model."
-        )
-    return needing
+    chosen = [recipe if isinstance(recipe, Recipe) else recipe_named(recipe) for recipe in recipes]
+    names = dict(RECIPES)
+    for recipe in chosen:
+        if names.setdefault(recipe.name, recipe) != recipe:
+            known = "is built in" if recipe.name in RECIPES else "stands for another one here"
+            raise ConversionError(f"A recipe is called {recipe.name!r}, which {known}. Give it another name.")
+        if recipe.needs_calibration and calibration is None:
+            raise ConversionError(
+                f"Recipe {recipe.name!r} needs calibration data to measure the range of every activation. "
+                "Give calibration=, about 100 training images preprocessed as for the model."
+            )
+    return chosen
 
 
-def quantize(content: bytes, recipe: str, ranges: Ranges | None = None) -> bytes:
+def quantize(content: bytes, recipe: str | Recipe, ranges: Ranges | None = None, *, strict_int8: bool = False) -> bytes:
     """One recipe's version of a float flatbuffer.
 
     Args:
         content: a float32 `.tflite` with dense weights.
-        recipe: a name from `RECIPES`.
+        recipe: a name from `RECIPES`, or a recipe.
         ranges: what `calibrate` measured, for recipes that need it.
+        strict_int8: refuse the file when ops that should compute in integers (`int8`, `int16x8`) compute in float,
+            because there is no kernel. `float_layers` tells the same of any file.
 
     Raises:
         ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float, and
             when a sparse recipe finds too few zeros (see `mobileprune.sparse_encoding`).
         VerificationError: stored sparsely, the file would fail or answer wrongly on ARM (see `check_arm`).
     """
-    chosen = recipe_named(recipe)
-    if chosen.sparse:
-        sparse = encode_sparse(quantize(content, recipe.removesuffix("_sparse")))
-        check_arm(sparse)
-        return sparse
-    if chosen.needs_calibration and ranges is None:
-        check_recipes([recipe], None)
+    (chosen,) = check_recipes([recipe], ranges)
+    dense = _dense(content, chosen, ranges, strict_int8)
+    if not chosen.sparse:
+        return dense
+    sparse = encode_sparse(dense)
+    check_arm(sparse)
+    return sparse
+
+
+def _dense(content: bytes, chosen: Recipe, ranges: Ranges | None, strict_int8: bool) -> bytes:
     graph = read_graph(content)
-    if "DENSIFY" in graph.histogram() and recipe != "float32":
-        raise ConversionError(
-            f"The file stores sparse weights (DENSIFY), which recipe {recipe!r} cannot read. Quantize the dense file."
-        )
-    if recipe == "float32":
+    if chosen.precisions == ("float32",) and not chosen.integer_io:
         return content
+    if "DENSIFY" in graph.histogram():
+        raise ConversionError(
+            f"The file stores sparse weights (DENSIFY), which recipe {chosen.name!r} cannot read. "
+            "Quantize the dense file."
+        )
     from litert_quantizer import quantizer
 
-    instructions = _instructions(recipe)
+    matches = chosen.matches(graph)
     with captured_noise() as said:
         try:
-            rewriting = quantizer.Quantizer(content, instructions)
+            rewriting = quantizer.Quantizer(content, _instructions(chosen, graph, matches))
             result = rewriting.quantize(
                 ranges if chosen.needs_calibration else None, enable_progress_bar=False, enable_progress_report=False
             )
         except REFUSALS as error:
-            raise ConversionError(f"Recipe {recipe!r} was refused: {described(error, said())}") from error
+            raise ConversionError(f"Recipe {chosen.name!r} was refused: {described(error, said())}") from error
     quantized = bytes(result.quantized_model)
     if chosen.integer_io:
-        _check_integer_io(read_graph(quantized), recipe)
+        _check_io(read_graph(quantized), chosen)
+    if strict_int8:
+        _check_strict(quantized, chosen, graph, matches)
     return quantized
 
 
-def _instructions(recipe: str) -> Any:
-    """The recipe in litert-quantizer's own terms."""
-    from litert_quantizer import qtyping, recipe_manager
-    from litert_quantizer.algorithm_manager import AlgorithmName
-    from litert_quantizer.recipe import dynamic_wi8_afp32, static_wi8_ai8
+def _instructions(recipe: Recipe, graph: TfliteGraph, matches: list[tuple[int, ...]]) -> Any:
+    """The recipe in litert-quantizer's own terms: ops are found by regular expressions, and the last that fits wins."""
+    from litert_quantizer import recipe_manager
+    from litert_quantizer.qtyping import TFLOperationName as Operation
 
-    everything, operation = ".*", qtyping.TFLOperationName
-    if recipe == "dynamic_int8":
-        return dynamic_wi8_afp32()
     manager = recipe_manager.RecipeManager()
-    if recipe == "float16":
-        stored = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
-        config = qtyping.OpQuantizationConfig(
-            weight_tensor_config=stored, compute_precision=qtyping.ComputePrecision.FLOAT, explicit_dequantize=True
-        )
-        manager.add_quantization_config(everything, operation.ALL_SUPPORTED, config, AlgorithmName.FLOAT_CASTING)
-        return manager.get_quantization_recipe()
-    manager.load_quantization_recipe(static_wi8_ai8())
-    if not RECIPES[recipe].integer_io:
-        for edge in (operation.INPUT, operation.OUTPUT):
-            manager.add_quantization_config(everything, edge, None, AlgorithmName.NO_QUANTIZE)
+
+    def add(expression: str, operation: Any, precision: str) -> None:
+        algorithm, config = _terms(precision)
+        manager.add_quantization_config(expression, operation, config, algorithm)
+
+    add(".*", Operation.ALL_SUPPORTED, recipe.precision)
+    for place, (rule, ops) in enumerate(zip(recipe.rules, matches, strict=True)):
+        if not any(_possible(rule.precision, graph.ops[op].name) for op in ops):
+            kinds = known_names(sorted({graph.ops[op].name for op in ops}))
+            raise ConversionError(
+                f"Recipe {recipe.name!r}: rule {rule.describe()} matches only ops without such a kernel: {kinds}."
+            )
+        # An op goes by the names of its outputs, each with a semicolon behind. The comment keeps expressions apart: of
+        # two equal ones the later would take the earlier one's place in the order.
+        scopes = ("".join(f"{graph.tensors[output].name};" for output in graph.ops[op].outputs) for op in ops)
+        add(f"(?#{place})^(?:{'|'.join(map(re.escape, scopes))})$", Operation.ALL_SUPPORTED, rule.precision)
+    for edge in (Operation.INPUT, Operation.OUTPUT):
+        add("(?#io).*", edge, {"float32": "float32", "int16": "int16x8"}.get(recipe.io, "int8"))
     return manager.get_quantization_recipe()
 
 
-def _check_integer_io(graph: TfliteGraph, recipe: str) -> None:
+def _terms(precision: str) -> tuple[str, Any]:
+    """litert-quantizer's algorithm and configuration for one op."""
+    from litert_quantizer import qtyping
+    from litert_quantizer.algorithm_manager import AlgorithmName
+
+    if precision == "float32":
+        return AlgorithmName.NO_QUANTIZE, None
+    tensor, integer = qtyping.TensorQuantizationConfig, qtyping.ComputePrecision.INTEGER
+    # Kernels take symmetric weights only, and symmetric activations of 16 bits.
+    bits = 4 if precision == "dynamic_int4" else 8
+    weights = tensor(num_bits=bits, symmetric=True, granularity=qtyping.QuantGranularity.CHANNELWISE)
+    if precision in STATIC:
+        activations = tensor(num_bits=16, symmetric=True) if precision == "int16x8" else tensor(8, symmetric=False)
+        config = qtyping.OpQuantizationConfig(activations, weights, integer, explicit_dequantize=False)
+    elif precision.startswith("dynamic"):
+        config = qtyping.OpQuantizationConfig(None, weights, integer, explicit_dequantize=False)
+    else:
+        if precision == "float16":
+            weights = tensor(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        config = qtyping.OpQuantizationConfig(None, weights, qtyping.ComputePrecision.FLOAT, explicit_dequantize=True)
+    return AlgorithmName.FLOAT_CASTING if precision == "float16" else AlgorithmName.MIN_MAX_UNIFORM_QUANT, config
+
+
+def _possible(precision: str, kind: str) -> bool:
+    """Whether litert-quantizer makes ops of a kind so."""
+    from litert_quantizer import algorithm_manager
+    from litert_quantizer.qtyping import TFLOperationName as Operation
+
+    if precision == "float32":
+        return True
+    name = "CONV_2D_TRANSPOSE" if kind == "TRANSPOSE_CONV" else kind
+    algorithm, config = _terms(precision)
+    try:
+        algorithm_manager.check_op_quantization_config(algorithm, Operation(name), config)
+    except ValueError:  # also for a kind that it does not know at all
+        return False
+    return True
+
+
+def _check_io(graph: TfliteGraph, recipe: Recipe) -> None:
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
-            if tensor.dtype != "INT8":
+            if tensor.dtype != recipe.io.upper():
                 ops = known_names(sorted({op.name for op in graph.float_ops()}))
                 raise ConversionError(
-                    f"Recipe {recipe!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops have no "
-                    f"int8 kernel: {ops}. Use 'int8_float_io'."
+                    f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops "
+                    f"have no {recipe.io} kernel: {ops}. Use 'int8_float_io'."
                 )
+
+
+def _check_strict(quantized: bytes, recipe: Recipe, graph: TfliteGraph, matches: list[tuple[int, ...]]) -> None:
+    """Refuses a file with float ops of which the recipe says that they compute in integers."""
+    asked = dict.fromkeys(range(len(graph.ops)), recipe.precision)
+    for rule, ops in zip(recipe.rules, matches, strict=True):
+        asked |= dict.fromkeys(ops, rule.precision)
+    integer = {graph.tensors[output].name for op in graph.ops if asked[op.index] in STATIC for output in op.outputs}
+    left = [op for op in float_layers(quantized) if op.tensor in integer]
+    if left:
+        raise ConversionError(
+            f"Recipe {recipe.name!r} leaves {len(left)} ops in float, for which there is no integer kernel: "
+            f"{known_names(map(str, left))}. Replace their layers, or allow float ops."
+        )

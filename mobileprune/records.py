@@ -222,11 +222,13 @@ class Variant:
         model: which model it came from (`base`, `s80`, `c50`, …).
         recipe: how it was quantized (`float32`, `int8`, …).
         content: the bytes that ship.
+        precisions: what a recipe with rules gives its ops; empty for the built-in ones.
     """
 
     model: str
     recipe: str
     content: bytes = dataclasses.field(repr=False)
+    precisions: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def sha256(self) -> str:

@@ -17,7 +17,7 @@ LAYERS = (
     },
     {
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
-        *("prunable", "sparsity_allocation", "sparse_encoding", "xnnpack_layout"),
+        *("prunable", "sparsity_allocation", "sparse_encoding", "xnnpack_layout", "layer_names"),
     },
     {"interop.process", "class_changes", "port_checks", "preprocess_checks", "layer_errors"},
     {"interop.activations", "interop.operations", "interop.schedules"},
@@ -36,7 +36,7 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"calibration", "sparse_ready"},
+    {"calibration", "sparse_ready", "mixed_recipe"},
     {"recipes"},
     {
         "image_folder",

@@ -21,8 +21,7 @@ def test_float32_is_the_file_itself(content):
 @pytest.mark.parametrize("recipe", DENSE_RECIPES, ids=str)
 def test_input_and_output_are_as_the_recipe_says(recipe):
     graph = read_graph(variants()[recipe.name].content)
-    wanted = "INT8" if recipe.integer_io else "FLOAT32"
-    assert {tensor.dtype for tensor in graph.inputs + graph.outputs} == {wanted}
+    assert {tensor.dtype for tensor in graph.inputs + graph.outputs} == {recipe.io.upper()}
 
 
 def test_ranges_depend_neither_on_the_order_nor_on_the_batches(content):
