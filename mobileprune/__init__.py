@@ -39,6 +39,7 @@ _HOMES = {
     "verify": ("verify",),
     "verify_files": ("verify_files",),
     "layer_errors": ("LayerErrors", "layer_errors"),
+    "mixed_precision": ("choose_precision", "remedies", "sensitivities"),
     "preprocess_checks": ("preprocess_faults",),
     "evaluate": ("evaluate",),
     "benchmark": ("benchmark", "benchmark_host"),

@@ -2,17 +2,21 @@
 
 The signal of a tensor is what differs from image to image: the standard deviation of each of its values over the
 images, pooled. What is the same for every image tells no images apart, and would hide noise in tensors that are far
-from zero. Both files run on the runtime's own kernels, because XNNPACK keeps what is inside its part to itself; the
+from zero. It is told for the whole tensor and for the median channel: eight bits for a tensor in which one channel is
+hundreds of times larger than the others leave the tensor a fine ratio and the others nothing.
+
+Both files run on the runtime's own kernels, because XNNPACK keeps what is inside its part to itself; the
 ops compute the same there but for rounding.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from mobileprune.errors import ModelError, VerificationError
+from mobileprune.layer_names import layer_of
 from mobileprune.records import Record
 from mobileprune.tflite_graph import STORAGE_OPS, GraphOp, GraphTensor, TfliteGraph, read_graph
 from mobileprune.tflite_runner import TfliteRunner
@@ -36,9 +40,10 @@ class LayerError(Record):
         op: the op's name in the schema; `INPUT` for the file's input.
         tensor: the name of the op's output in the float file.
         dtype: of the output in the quantized file.
-        snr_db: signal-to-noise ratio in decibels, at most 200.
-        fall_db: how far that is below the worst of the op's inputs, above 40 dB counted as 40; noise that is passed on
-            does not count.
+        snr_db: signal-to-noise ratio of the whole tensor in decibels, at most 200.
+        channel_snr_db: the same of the median channel: half of the channels that carry a signal have less.
+        fall_db: how far `channel_snr_db` is below that of the worst of the op's inputs, above 40 dB counted as 40;
+            noise that is passed on does not count.
         max_abs_error: largest absolute difference of any value.
         mean_abs_error: mean absolute difference.
         range_used: share of the range that the dtype and scale can hold which the float values fill; None for floats.
@@ -50,6 +55,7 @@ class LayerError(Record):
     tensor: str
     dtype: str
     snr_db: float
+    channel_snr_db: float
     fall_db: float
     max_abs_error: float
     mean_abs_error: float
@@ -89,7 +95,7 @@ class LayerErrors(Record):
             return f"No op loses {fall_db:g} dB against its inputs; the output has {last.snr_db:.1f} dB."
         return (
             f"The first loss of {fall_db:g} dB or more is in {fallen.layer} ({fallen.op}): {fallen.fall_db:.1f} dB, to "
-            f"{fallen.snr_db:.1f} dB; the output has {last.snr_db:.1f} dB."
+            f"{fallen.channel_snr_db:.1f} dB; the output has {last.snr_db:.1f} dB."
         )
 
 
@@ -98,7 +104,6 @@ def layer_errors(
     content: bytes,
     images: np.ndarray,
     *,
-    layer_of: Callable[[str], str] | None = None,
     threads: int = 2,
     timeout_s: float = 60.0,
 ) -> LayerErrors:
@@ -110,7 +115,6 @@ def layer_errors(
         float_content: the float32 file that the other one was made from.
         content: the quantized file.
         images: float32 (N, H, W, C), N at least 2; 16 tell enough.
-        layer_of: tensor name → Keras layer; None takes the tensors' own names.
         threads: for each interpreter.
         timeout_s: for each image.
 
@@ -148,9 +152,7 @@ def layer_errors(
             actual = other_runner.tensors(image, [theirs for _, theirs in tensors])
             for total, wanted, got in zip(sums, expected, actual, strict=True):
                 total.add(wanted, got)
-    return _report(
-        graph, [quantized.tensors[theirs] for _, theirs in tensors], pairs, sums, layer_of, len(images), runtime
-    )
+    return _report(graph, [quantized.tensors[theirs] for _, theirs in tensors], pairs, sums, len(images), runtime)
 
 
 def paired_ops(graph: TfliteGraph, quantized: TfliteGraph) -> list[tuple[GraphOp, GraphOp]]:
@@ -204,25 +206,30 @@ def _stored_limits(tensor: GraphTensor) -> tuple[float, float, float] | None:
 
 
 class _Sums:
-    """What has been seen of one tensor in both files."""
+    """What has been seen of one tensor in both files; channels are the last axis."""
 
     def __init__(self, limits: tuple[float, float, float] | None) -> None:
         self.limits = limits
         self.images = self.beyond = self.broken = 0
         self.values: np.ndarray = np.zeros(0)
-        self.squares = self.noise = self.errors = self.largest = 0.0
+        self.squares: np.ndarray = np.zeros(0)
+        self.noise: np.ndarray = np.zeros(0)
+        self.errors = self.largest = 0.0
         self.low, self.high = math.inf, -math.inf
 
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
         if expected.shape != actual.shape:
             raise VerificationError(f"One file computes {expected.shape} where the other computes {actual.shape}.")
-        wanted = expected.astype(np.float64)
-        finite = np.isfinite(actual)
+        wanted = np.atleast_1d(expected).astype(np.float64).reshape(-1, expected.shape[-1] if expected.ndim else 1)
+        finite = np.isfinite(actual).reshape(wanted.shape)
         self.broken += int((~finite).sum())
-        error = np.abs(np.where(finite, actual, 0.0) - wanted)
-        self.values = wanted if not self.images else self.values + wanted
-        self.squares += float((wanted**2).sum())
-        self.noise += float((error**2).sum())
+        error = np.abs(np.where(finite, actual.reshape(wanted.shape), 0.0) - wanted)
+        if not self.images:
+            self.values, channels = np.zeros_like(wanted), wanted.shape[1]
+            self.squares, self.noise = np.zeros(channels), np.zeros(channels)
+        self.values += wanted
+        self.squares += (wanted**2).sum(axis=0)
+        self.noise += (error**2).sum(axis=0)
         self.errors += float(error.sum())
         self.largest = max(self.largest, float(error.max(initial=0.0)))
         self.low = min(self.low, float(wanted.min(initial=math.inf)))
@@ -238,14 +245,24 @@ class _Sums:
         return max(1, self.values.size * self.images)
 
     @property
+    def signal(self) -> np.ndarray:
+        """Of each channel; 0 where only rounding differs between images."""
+        signal = self.squares - (self.values**2).sum(axis=0) / self.images
+        kept: np.ndarray = np.where(signal > 1e-9 * self.squares, signal, 0.0)
+        return kept
+
+    @property
     def snr_db(self) -> float:
-        """See the module's beginning; 200 without noise or where nothing differs between images, -200 with NaN."""
+        """Of the whole tensor; 200 without noise, also where nothing differs between images, -200 with NaN."""
+        return -HIGHEST_DB if self.broken else _decibels(float(self.signal.sum()), float(self.noise.sum()))
+
+    @property
+    def channel_snr_db(self) -> float:
+        """Of the median among the channels that carry a signal."""
         if self.broken:
             return -HIGHEST_DB
-        signal = max(0.0, self.squares - float((self.values**2).sum()) / self.images)
-        if self.noise == 0 or signal <= 1e-12 * self.squares:
-            return HIGHEST_DB
-        return float(np.clip(10 * math.log10(signal / self.noise), -HIGHEST_DB, HIGHEST_DB))
+        carrying = [_decibels(signal, noise) for signal, noise in zip(self.signal, self.noise, strict=True) if signal]
+        return float(np.median(carrying)) if carrying else HIGHEST_DB
 
     @property
     def range_used(self) -> float | None:
@@ -259,29 +276,37 @@ class _Sums:
         return None if self.limits is None else self.beyond / self.count
 
 
+def _decibels(signal: float, noise: float) -> float:
+    if not noise or not signal:
+        return HIGHEST_DB
+    return float(np.clip(10 * math.log10(signal / noise), -HIGHEST_DB, HIGHEST_DB))
+
+
 def _report(
     graph: TfliteGraph,
     stored: list[GraphTensor],
     pairs: list[tuple[GraphOp, GraphOp]],
     sums: list[_Sums],
-    layer_of: Callable[[str], str] | None,
     images: int,
     runtime: str,
 ) -> LayerErrors:
     """`stored` and `sums` have the input first and then one entry for each pair."""
-    named = layer_of or str
-    snr = {graph.inputs[0].index: sums[0].snr_db}
+    snr = {graph.inputs[0].index: sums[0].channel_snr_db}
     rows = [_row("input", "INPUT", graph.inputs[0], stored[0], sums[0], 0.0)]
     for (op, _), tensor, total in zip(pairs, stored[1:], sums[1:], strict=True):
         output = graph.tensors[op.outputs[0]]
-        fall = max(0.0, min(_worst_input(graph, op, snr), CEILING_DB) - total.snr_db)
-        snr[output.index] = total.snr_db
-        rows.append(_row(named(output.name), op.name, output, tensor, total, fall))
+        fall = max(0.0, min(_worst_input(graph, op, snr), CEILING_DB) - total.channel_snr_db)
+        snr[output.index] = total.channel_snr_db
+        rows.append(_row(_layer(output), op.name, output, tensor, total, fall))
     known = {op.index for op, _ in pairs}
     unpaired = tuple(
-        f"{named(graph.tensors[op.outputs[0]].name)} ({op.name})" for op in _computing(graph) if op.index not in known
+        f"{_layer(graph.tensors[op.outputs[0]])} ({op.name})" for op in _computing(graph) if op.index not in known
     )
     return LayerErrors(images, runtime, tuple(rows), unpaired)
+
+
+def _layer(tensor: GraphTensor) -> str:
+    return layer_of(tensor.name) or tensor.name
 
 
 def _worst_input(graph: TfliteGraph, op: GraphOp, snr: Mapping[int, float]) -> float:
@@ -307,6 +332,7 @@ def _row(layer: str, op: str, tensor: GraphTensor, stored: GraphTensor, total: _
         tensor=tensor.name,
         dtype=stored.dtype.lower(),
         snr_db=total.snr_db,
+        channel_snr_db=total.channel_snr_db,
         fall_db=fall,
         max_abs_error=total.largest,
         mean_abs_error=total.errors / total.count,

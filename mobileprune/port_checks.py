@@ -18,9 +18,10 @@ from mobileprune.tflite_runner import TensorFacts
 # What every recipe takes and answers.
 PORT_DTYPES: Mapping[str, str] = MappingProxyType(
     {
-        **dict.fromkeys(("float32", "float16", "dynamic_int8", "int8_float_io"), "float32"),
-        **dict.fromkeys(("float32_sparse", "float16_sparse"), "float32"),
+        **dict.fromkeys(("float32", "float16", "float32_sparse", "float16_sparse", "int8_float_io"), "float32"),
+        **dict.fromkeys(("dynamic_int8", "dynamic_int4", "weight_only_int8"), "float32"),
         "int8": "int8",
+        "int16x8": "int16",
     }
 )
 # Calibration images need not reach black and white; this share of the contract's range may lie beyond the file's.

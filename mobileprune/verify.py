@@ -70,7 +70,7 @@ class Tolerance:
 _FLOAT32 = Tolerance(snr_db=60.0, max_error=0.001, agreement=0.999, correlation=0.99, class_drop=0.02)
 _FLOAT16 = Tolerance(snr_db=30.0, max_error=0.05, agreement=0.995, correlation=0.9, class_drop=0.1)
 _EIGHT_BITS = Tolerance(snr_db=10.0, max_error=0.5, agreement=0.99, correlation=0.5)
-_FOUR_BITS = Tolerance(snr_db=0.0, max_error=0.6, agreement=0.9, correlation=0.5)
+_FOUR_BITS = Tolerance(snr_db=0.0, max_error=0.6, agreement=0.9, correlation=0.5, class_drop=0.5)
 TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
     {
         "float32": _FLOAT32,
@@ -169,6 +169,7 @@ def tolerance_of(variant: Variant) -> Tolerance:
         max_error=max(each.max_error for each in allowed),
         agreement=min(each.agreement for each in allowed),
         correlation=min(each.correlation for each in allowed),
+        class_drop=max(each.class_drop for each in allowed),
     )
 
 

@@ -41,6 +41,7 @@ LAYERS = (
     {
         "image_folder",
         "report.layer_plot",
+        "mixed_precision",
         "channel_ids",
         "convert",
         "benchmark",
