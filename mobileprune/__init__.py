@@ -29,6 +29,7 @@ _HOMES = {
     "channel_calls": ("register_channels",),
     "inspect": ("layer_facts", "model_facts"),
     "convert": ("convert", "to_float_flatbuffer"),
+    "calibration": ("calibrate",),
     "recipes": ("check_recipes",),
     "mixed_recipe": ("Recipe", "Rule", "read_recipe"),
     "layer_names": ("float_layers", "layer_of", "op_layers"),
