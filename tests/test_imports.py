@@ -110,7 +110,7 @@ ALLOWED = {
         "train",
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
-    "ai_edge_litert": {"tflite_graph", "tflite_worker", "sparse_encoding", "xnnpack_layout"},
+    "ai_edge_litert": {"layer_names", "tflite_graph", "tflite_worker", "sparse_encoding", "xnnpack_layout"},
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
