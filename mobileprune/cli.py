@@ -10,11 +10,13 @@ from absl import app, flags
 from rich.table import Table
 
 import mobileprune as mp
-from mobileprune import options, sparsity_options
+from mobileprune import options, sparsity_options, verify_cli
 from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
 from mobileprune.errors import ConversionError, InterpreterError, ModelError, SettingsError, known_names
+from mobileprune.sparse_path import sparse_path
 from mobileprune.tflite_graph import read_graph
+from mobileprune.verify import verify
 
 FLAGS = flags.FLAGS
 _USAGE = """mobileprune VERB … takes single steps:
@@ -24,6 +26,8 @@ _USAGE = """mobileprune VERB … takes single steps:
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune sparsify MODEL.keras --sparsity=0.8 --images=FOLDER --out=SPARSE.keras [--sparse_ready]
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
+  mobileprune verify MODEL.keras FILE.tflite --images=FOLDER [--labels=NAMES.txt] [--per_layer] [--out=FOLDER]
+                                               does it say what the model says; exit code 3 where it does not
   mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
   mobileprune benchmark FILE.tflite … --device=arm64
                                                on emulated ARM64: does it run, are its zeros skipped, same answers?
@@ -49,7 +53,7 @@ def _inspect(arguments: Sequence[str]) -> None:
     model = _plain(model)
     _inspect_groups(console, model)
     try:
-        verdict = mp.sparse_path(mp.to_float_flatbuffer(model)).sentence()
+        verdict = sparse_path(mp.to_float_flatbuffer(model)).sentence()
     except (ConversionError, ModelError) as error:  # everything above holds without a file
         verdict = f"Sparse inference on ARM: not known. {error}"
     console.print(f"\n{verdict}", markup=False)
@@ -101,7 +105,7 @@ def _inspect_tflite(path: Path) -> None:
     for op, count in sorted(graph.histogram().items()):
         console.print(f"{count:5d} {op}")
     console.print(f"{graph.zero_fraction():.1%} of the weights are zero; {len(graph.float_ops())} ops compute in float")
-    console.print(mp.sparse_path(content).sentence(), markup=False)
+    console.print(sparse_path(content).sentence(), markup=False)
 
 
 def _prune(arguments: Sequence[str]) -> None:
@@ -184,7 +188,7 @@ def _convert(arguments: Sequence[str]) -> None:
     for variant in mp.convert(model, FLAGS.recipes, calibration, mp.short_name(path)):
         checked = "not verified: no --images"
         if images:
-            report = mp.verify(model, variant, images.validation.images(64))
+            report = verify(model, variant, images.validation.images(64))
             report.raise_if_failed()
             checked = f"verified, {report.snr_db:.0f} dB"
         written = variant.save(Path(FLAGS.out) / f"{variant.model}_{variant.recipe}.tflite")
@@ -288,12 +292,13 @@ def _no_flags() -> None:
     """For verbs that have none of their own."""
 
 
-Verb = tuple[Callable[[Sequence[str]], None], Callable[[], None]]
+Verb = tuple[Callable[[Sequence[str]], int | None], Callable[[], None]]
 VERBS: dict[str, Verb] = {
     "inspect": (_inspect, _no_flags),
     "prune": (_prune, _prune_flags),
     "sparsify": (_sparsify, _sparsify_flags),
     "convert": (_convert, _convert_flags),
+    "verify": (verify_cli.run, verify_cli.define),
     "benchmark": (_benchmark, _benchmark_flags),
     "report": (_report, _no_flags),
 }
@@ -317,8 +322,7 @@ def main() -> None:
     def run(arguments: list[str]) -> int:
         def step() -> int:
             mp.quiet_tensorflow()
-            work(arguments[1:])
-            return 0
+            return work(arguments[1:]) or 0
 
         return exit_code(step)
 

@@ -3,15 +3,20 @@
 This is the only module that builds a TFLiteConverter.
 """
 
+import contextlib
+import functools
 import logging
+import math
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from mobileprune.errors import ConversionError, ModelError
 from mobileprune.graph import check_finite
+from mobileprune.layer_names import Call, call_scope, with_layer_names
 from mobileprune.mixed_recipe import Recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.recipes import check_recipes, make_variants
@@ -91,15 +96,21 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
                 super().__init__()
                 self.held = [variable.value for variable in model.variables]
 
+        calls: list[Call] = []
+        outputs: dict[str, int] = {}
+
         def infer(*inputs: Any) -> Any:
-            return model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+            with _numbered_calls(model, calls) as made:
+                answer = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+            outputs.update(_makers(answer, made))
+            return answer
 
         logger = logging.getLogger("tensorflow")
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
             traced = tf.function(infer, input_signature=specifications, autograph=False).get_concrete_function()
-            return bytes(tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder()).convert())
+            content = bytes(tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder()).convert())
         except Exception as error:
             # Whatever a layer's code or the converter raises, it means the same: this model does not convert.
             raise ConversionError(
@@ -107,6 +118,73 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
             ) from error
         finally:
             logger.setLevel(level)
+    return with_layer_names(content, calls, outputs)
+
+
+@contextlib.contextmanager
+def _numbered_calls(model: Any, calls: list[Call]) -> Iterator[dict[int, tuple[int, Any]]]:
+    """While it lasts, this thread traces every call of a layer or op inside `model` under a name scope of its own.
+
+    Keras has no hook around calls, so its two `__call__` methods are replaced, and put back whatever happens.
+
+    Args:
+        model: its own call is not counted.
+        calls: takes one entry a call, in the order in which they begin.
+
+    Yields:
+        By `id` of each tensor that a call answered: the number of the innermost such call, and the tensor, which keeps
+        the `id` its own.
+    """
+    import tensorflow as tf
+
+    thread, path = threading.get_ident(), [model]
+    made: dict[int, tuple[int, Any]] = {}
+
+    def numbered(original: Any, kind: Any) -> Any:
+        @functools.wraps(original)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # A layer's own __call__ calls that of operations, and layers use operations that are not in the graph.
+            own = (
+                kind is keras.layers.Layer
+                if isinstance(self, keras.layers.Layer)
+                else isinstance(path[-1], keras.Model)
+            )
+            if self is model or not own or threading.get_ident() != thread:
+                return original(self, *args, **kwargs)
+            number = len(calls)
+            path.append(self)
+            weights = getattr(self, "_trainable_variables", []) + getattr(self, "_non_trainable_variables", [])
+            kernels = tuple(math.prod(each.shape) for each in weights if len(each.shape) > 1)
+            calls.append(Call("/".join(each.name for each in path[1:]), kernels))
+            try:
+                with tf.name_scope(call_scope(number)):
+                    answer = original(self, *args, **kwargs)
+            finally:
+                path.pop()
+            for tensor in tf.nest.flatten(answer):
+                made.setdefault(id(tensor), (number, tensor))
+            return answer
+
+        return call
+
+    kinds = (keras.layers.Layer, keras.Operation)
+    originals = [kind.__call__ for kind in kinds]
+    try:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.__call__ = numbered(original, kind)
+        yield made
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.__call__ = original
+
+
+def _makers(answer: Any, made: Mapping[int, tuple[int, Any]]) -> dict[str, int]:
+    """For each output of a signature the number of the call that made it."""
+    import tensorflow as tf
+
+    named = answer.items() if isinstance(answer, Mapping) else enumerate(tf.nest.flatten(answer))
+    names = {name if isinstance(name, str) else f"output_{name}": tensor for name, tensor in named}
+    return {name: made[id(tensor)][0] for name, tensor in names.items() if id(tensor) in made}
 
 
 def _specifications(model: Any, batch: int | None) -> list[Any]:

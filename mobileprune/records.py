@@ -5,6 +5,7 @@ They hold facts only; what computes them lives in the stage that is named in eac
 
 import dataclasses
 import hashlib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -130,6 +131,31 @@ class Latency(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class ClassChanges(Record):
+    """What a file changes for labelled images, against the Keras model that it came from. Shares, 0 to 1.
+
+    Attributes:
+        images: how many have a label.
+        accuracy_before: of the Keras model.
+        accuracy: of the file.
+        churn: images whose top-1 class changed, from whatever to whatever.
+        lost: images that the model has right and the file wrong.
+        won: images that the model has wrong and the file right.
+        worst_class: the class whose recall fell most, by name, or `output 3` where nobody named it.
+        worst_class_drop: how far it fell; negative when every class gained.
+    """
+
+    images: int
+    accuracy_before: float
+    accuracy: float
+    churn: float
+    lost: float
+    won: float
+    worst_class: str
+    worst_class_drop: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification(Record):
     """How a file's outputs compare with those of the Keras model it came from; made by `verify`.
 
@@ -141,6 +167,7 @@ class Verification(Record):
         snr_db: signal-to-noise ratio of the outputs in decibels.
         runtime: the runtime that ran the file, with its version.
         failures: the tolerances that were exceeded, as sentences; empty when the file passed.
+        classes: what it changes for labelled images; None where no labels were given.
     """
 
     images: int
@@ -150,15 +177,27 @@ class Verification(Record):
     snr_db: float
     runtime: str
     failures: tuple[str, ...] = ()
+    classes: ClassChanges | None = None
 
     @property
     def passed(self) -> bool:
-        return not self.failures
+        """Whether every figure is there and within its tolerance."""
+        return not (self.failures or self.missing())
+
+    def missing(self) -> tuple[str, ...]:
+        """The figures that are not there: a file of which something is not known has not passed."""
+        figures = {name: getattr(self, name) for name in ("agreement", "max_abs_error", "mean_abs_error", "snr_db")}
+        if self.classes is not None:
+            figures |= {f"classes.{name}": value for name, value in self.classes.to_json().items()}
+        numbers = {name: value for name, value in figures.items() if not isinstance(value, str)}
+        missing = [name for name, value in numbers.items() if value is None or not math.isfinite(value)]
+        return (*missing, *(() if self.images else ("images",)))
 
     def raise_if_failed(self) -> None:
-        """Raises VerificationError with every exceeded tolerance."""
-        if self.failures:
-            raise VerificationError(" ".join(self.failures))
+        """Raises VerificationError with every exceeded tolerance and every missing figure."""
+        missing = [f"The verification has no {name}: that is no pass." for name in self.missing()]
+        if self.failures or missing:
+            raise VerificationError(" ".join([*self.failures, *missing]))
 
 
 @dataclasses.dataclass(frozen=True)

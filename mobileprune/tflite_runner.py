@@ -75,6 +75,7 @@ class TfliteRunner:
         name: what errors call the file; its path by default.
         runtime: which one runs it, by name (see `mobileprune.runtimes`).
         memory_limit: bytes that the child may allocate.
+        keep_tensors: run the runtime's own kernels, without XNNPACK, and keep every tensor for `tensors`.
 
     Raises:
         SettingsError: there is no such runtime, or it is not set up.
@@ -95,6 +96,7 @@ class TfliteRunner:
         name: str | None = None,
         runtime: str = "litert",
         memory_limit: int = MEMORY_LIMIT,
+        keep_tensors: bool = False,
     ) -> None:
         if threads < 1:
             raise InterpreterError(f"threads is {threads}; at least 1 is needed.")
@@ -104,6 +106,7 @@ class TfliteRunner:
         self._threads = threads
         self._timeout_s = timeout_s
         self._memory_limit = memory_limit
+        self._keep_tensors = keep_tensors
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._stderr_start = 0
@@ -167,7 +170,8 @@ class TfliteRunner:
             "command": "load",
             "threads": self._threads,
             "library": self._interpreter.library,
-            "delegate": self._interpreter.delegate,
+            "delegate": self._interpreter.delegate and not self._keep_tensors,
+            "keep_tensors": self._keep_tensors,
             "memory_limit": self._memory_limit,
         }
         if not isinstance(self._source, bytes):
@@ -228,6 +232,26 @@ class TfliteRunner:
                 self._fail("answered rubbish: arrays of another length or type were expected")
             chunks.append(outputs)
         return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+
+    def tensors(self, image: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """What the chosen tensors hold after one inference; the runner must have been made with `keep_tensors`.
+
+        Args:
+            image: float32 (H, W, C) or (1, H, W, C).
+            indices: of tensors in the file's main graph, see `mobileprune.tflite_graph`. Ask only for as many as there
+                is memory for: all of MobileNetV2's take 60 MB.
+
+        Returns:
+            One float32 array for each index, dequantized.
+
+        Raises:
+            InterpreterError: as on the class; also a tensor that is not there or has a scale for each channel.
+        """
+        image = self._checked(image if image.ndim > 3 else image[None])
+        _, arrays = self._request({"command": "tensors", "indices": [int(index) for index in indices]}, image)
+        if len(arrays) != len(indices) or any(array.dtype != np.float32 for array in arrays):
+            self._fail(f"answered rubbish: {len(indices)} tensors were expected")
+        return arrays
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
         """Nanoseconds of each of `runs` invocations on `image` (H, W, C) or (1, H, W, C), as int64 (runs,).

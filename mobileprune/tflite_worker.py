@@ -100,9 +100,18 @@ class Session:
         threads: for the kernels.
         library: the interpreter's package, one of LIBRARIES.
         delegate: whether XNNPACK may take what it can; without it the runtime's own kernels run.
+        keep_tensors: whether every tensor can be read after an inference. A delegate keeps what is inside its part to
+            itself, so there must be none.
     """
 
-    def __init__(self, path: str, threads: int, library: str = "ai_edge_litert", delegate: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        library: str = "ai_edge_litert",
+        delegate: bool = True,
+        keep_tensors: bool = False,
+    ) -> None:
         if library not in LIBRARIES:
             raise ValueError(f"there is no runtime {library!r}")
         runtime = importlib.import_module(f"{library}.interpreter")
@@ -113,8 +122,14 @@ class Session:
         self.memory_before = _start_memory_peak()
         begin = time.perf_counter_ns()
         self.interpreter = runtime.Interpreter(
-            model_path=path, num_threads=threads, experimental_op_resolver_type=resolver
+            model_path=path,
+            num_threads=threads,
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=keep_tensors,
         )
+        self.details: dict[int, Any] = {}
+        if keep_tensors:
+            self.details = {int(detail["index"]): detail for detail in self.interpreter.get_tensor_details()}
         self.interpreter.allocate_tensors()
         self.init_ns = time.perf_counter_ns() - begin
         self.first_ns: int | None = None
@@ -143,6 +158,17 @@ class Session:
                     )
                 answers.append(answer)
         return [np.concatenate(answers)[: len(images)] for answers in collected]
+
+    def tensors(self, image: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+        """The chosen tensors after one inference on `image` (1, H, W, C), as float32."""
+        unknown = [index for index in indices if index not in self.details]
+        if unknown:
+            raise ValueError(f"tensor {unknown[0]} cannot be read; the file has {len(self.details)}, if they are kept")
+        detail = self._only_input()
+        batch = self._batch(image)
+        self.interpreter.set_tensor(detail["index"], _quantized(np.repeat(image[:1], batch, axis=0), detail))
+        self._invoke()
+        return [_dequantized(self.interpreter.get_tensor(index), self.details[index]) for index in indices]
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
         """Nanoseconds of each of `runs` invocations on one input, which is set once."""
@@ -281,11 +307,15 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 session = None  # a file that fails to load does not leave the one before it in its place
                 _set_limits(header.get("memory_limit"))
                 library, delegate = header.get("library", "ai_edge_litert"), header.get("delegate", True)
-                session = Session(header["path"], header["threads"], library, delegate)
+                session = Session(
+                    header["path"], header["threads"], library, delegate, bool(header.get("keep_tensors"))
+                )
             elif session is None:
                 raise ValueError("no file is loaded")
             elif command == "run":
                 results = session.run(arrays[0])
+            elif command == "tensors":
+                results = session.tensors(arrays[0], header["indices"])
             elif command == "time":
                 results = [session.time(arrays[0], header["runs"])]
             elif command == "facts":

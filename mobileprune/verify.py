@@ -16,18 +16,23 @@ of each output over the images, pooled. Measured on randomised convnets and on E
 limits refuse that. A recipe with rules may change what the loosest of its precisions may.
 
 Two exchanged classes of six give 2 dB, an output scale that is wrong by a half 6 dB, a wrong input normalisation less.
+
+Outputs alone do not tell everything: `mobileprune.port_checks` looks at what the file takes and answers,
+`mobileprune.class_changes` at what becomes of labelled images, `mobileprune.verify_files` begins at encoded images.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from mobileprune.class_changes import class_changes, exchanged_classes, falling_classes
 from mobileprune.errors import VerificationError, known_names
-from mobileprune.records import Variant, Verification
+from mobileprune.port_checks import PORT_DTYPES, check_ports
+from mobileprune.records import Preprocess, Variant, Verification
 from mobileprune.tflite_runner import TfliteRunner
 
 # Identical outputs have no noise; JSON has no infinity.
@@ -47,12 +52,14 @@ class Tolerance:
             outputs are further apart than noise at `snr_db` explains.
         correlation: lowest correlation over the images of any single output with its reference. It finds two exchanged
             classes among a thousand, which all other figures overlook.
+        class_drop: largest loss of recall of any class, where chance does not explain it.
     """
 
     snr_db: float
     max_error: float
     agreement: float
     correlation: float
+    class_drop: float = 0.3
 
     def decisive_margin(self, spread: float) -> float:
         """The top-1 margin that noise at `snr_db` cannot overturn: three standard deviations of the difference of two
@@ -60,10 +67,10 @@ class Tolerance:
         return float(3 * math.sqrt(2) * spread * 10 ** (-self.snr_db / 20))
 
 
-_FLOAT32 = Tolerance(snr_db=60.0, max_error=0.001, agreement=0.999, correlation=0.99)
-_FLOAT16 = Tolerance(snr_db=30.0, max_error=0.05, agreement=0.995, correlation=0.9)
+_FLOAT32 = Tolerance(snr_db=60.0, max_error=0.001, agreement=0.999, correlation=0.99, class_drop=0.02)
+_FLOAT16 = Tolerance(snr_db=30.0, max_error=0.05, agreement=0.995, correlation=0.9, class_drop=0.1)
 _EIGHT_BITS = Tolerance(snr_db=10.0, max_error=0.5, agreement=0.99, correlation=0.5)
-_FOUR_BITS = Tolerance(snr_db=0.0, max_error=0.6, agreement=0.9, correlation=0.5)
+_FOUR_BITS = Tolerance(snr_db=0.0, max_error=0.6, agreement=0.9, correlation=0.5, class_drop=0.5)
 TOLERANCES: Mapping[str, Tolerance] = MappingProxyType(
     {
         "float32": _FLOAT32,
@@ -89,6 +96,9 @@ def verify(
     threads: int = 2,
     timeout_s: float = 60.0,
     tolerance: Tolerance | None = None,
+    contract: Preprocess | None = None,
+    labels: np.ndarray | None = None,
+    names: Sequence[str] = (),
 ) -> Verification:
     """Runs a variant's bytes in a process of their own and compares its outputs with the reference's.
 
@@ -100,12 +110,16 @@ def verify(
         threads: for the interpreter.
         timeout_s: for each request to it.
         tolerance: in place of the recipe's own.
+        contract: what the images went through; the range of an integer input must cover what it can give.
+        labels: integers (N,), the classes of the images; gives the record its `classes`.
+        names: of the classes, in the order of the outputs.
 
     Returns:
         The record; `failures` has a sentence for each limit exceeded. Values that are NaN or infinite, and outputs of
         another shape, count as 0 in the figures, and are failures.
 
     Raises:
+        DatasetError: labels that no output can mean.
         InterpreterError: the file crashed, hung or could not be loaded at all.
         VerificationError: the reference says nothing: too few images, NaN, or the same for every image; or there is no
             tolerance for the recipe.
@@ -121,8 +135,22 @@ def verify(
     name = f"{variant.model}_{variant.recipe}.tflite"
     with TfliteRunner(variant.content, threads, timeout_s, name=name) as runner:
         actual = runner.run(images)
-        runtime = runner.facts.runtime
-    return compare(expected, actual, tolerance, name=name, runtime=runtime)
+        facts = runner.facts
+    promised = variant.recipe if variant.recipe in PORT_DTYPES else None  # `tolerance` may be given for any other
+    failures = check_ports(
+        facts.inputs, facts.outputs, recipe=promised, contract=contract, expected=expected, names=names, name=name
+    )
+    report = compare(expected, actual, tolerance, name=name, runtime=facts.runtime)
+    failures += report.failures
+    classes = None
+    if labels is not None:
+        if actual.shape == expected.shape:
+            classes = class_changes(expected, actual, labels, names)
+            failures += [
+                f"{name}: {said}" for said in falling_classes(expected, actual, labels, tolerance.class_drop, names)
+            ]
+        failures += exchanged_classes(expected, labels, names)
+    return dataclasses.replace(report, failures=tuple(failures), classes=classes)
 
 
 def tolerance_of(variant: Variant) -> Tolerance:
@@ -142,6 +170,7 @@ def tolerance_of(variant: Variant) -> Tolerance:
         max_error=max(each.max_error for each in allowed),
         agreement=min(each.agreement for each in allowed),
         correlation=min(each.correlation for each in allowed),
+        class_drop=max(each.class_drop for each in allowed),
     )
 
 

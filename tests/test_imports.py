@@ -26,7 +26,7 @@ LAYERS = (
         *("metadata_schema", "min_runtime", "activations", "histograms"),
     },
     {"calibration_data"},
-    {"interop.process"},
+    {"interop.process", "class_changes", "port_checks", "preprocess_checks", "layer_errors"},
     {"interop.activations", "interop.operations", "interop.schedules"},
     {"interop.layers"},
     {"interop.bridge"},
@@ -47,6 +47,8 @@ LAYERS = (
     {"recipes"},
     {
         "image_folder",
+        "report.layer_plot",
+        "mixed_precision",
         "channel_ids",
         "convert",
         "benchmark",
@@ -56,7 +58,16 @@ LAYERS = (
         "sparsify",
         "pruning_callbacks",
     },
-    {"pruning_policy", "splits", "channel_ops", "channel_rules", "gradients", "moments", "report.markdown"},
+    {
+        "verify_files",
+        "pruning_policy",
+        "splits",
+        "channel_ops",
+        "channel_rules",
+        "gradients",
+        "moments",
+        "report.markdown",
+    },
     {"channel_groups", "datasets.make_fashion_mnist"},
     {"data", "constraints", "elimination", "reconstruct", "file_size", "inspect", "rewrite", "report.html"},
     {"importance", "train", "manifest", "one_shot", "equalize"},
@@ -65,6 +76,7 @@ LAYERS = (
     {"surgery", "run"},
     {"prune"},
     {"options", "sparsity_options"},
+    {"verify_cli"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.
@@ -106,15 +118,15 @@ ALLOWED = {
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
     "ai_edge_litert": {
-        *("tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
+        *("layer_names", "tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
         *("sparse_encoding", "uint8_io", "op_versions", "activations", "bias_correction"),
     },
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
-    "matplotlib": {"report.html"},
+    "matplotlib": {"report.html", "report.layer_plot"},
     "jinja2": {"report.html", "report.markdown"},
-    "rich": {"console", "progress", "cli"},
+    "rich": {"console", "progress", "cli", "verify_cli"},
 }
 # Importing these must not import TensorFlow, which takes seconds: there it may stand inside functions only.
 LAZY = {"gradients", "splits", "noise", "interop.activations", "interop.process", "interop.schedules"}

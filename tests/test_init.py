@@ -17,6 +17,8 @@ SHADOWED = (
     "channel_groups",
     "sparse_path",
     "sparse_ready",
+    "layer_errors",
+    "verify_files",
 )
 
 
