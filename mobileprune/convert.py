@@ -5,16 +5,22 @@ This is the only module that builds a TFLiteConverter.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 
 from mobileprune.errors import ConversionError, ModelError
+from mobileprune.fake_quant import constants
 from mobileprune.graph import check_finite
 from mobileprune.noise import captured_noise, described
-from mobileprune.recipes import check_recipes, make_variants
+from mobileprune.quantize_aware import check_ranges, is_quantize_aware, strip_quantization
+from mobileprune.recipes import RECIPES, check_integer_io, check_recipes, make_variants
 from mobileprune.records import Variant
+from mobileprune.tflite_graph import read_graph
+
+# Recipes that a quantization-aware model brings weights and ranges for.
+LEARNED_RECIPES = ("int8", "int8_float_io")
 
 
 def convert(
@@ -26,11 +32,14 @@ def convert(
     """Makes a `.tflite` of a Keras 3 model in every recipe asked for. The model is traced and converted once.
 
     Args:
-        model: a built model; inference mode is what is converted, and the input's batch becomes 1.
+        model: a built model; inference mode is what is converted, and the input's batch becomes 1. Of one that is
+            quantization-aware, int8 and int8_float_io get the weights and ranges that it was trained with, and the
+            other recipes are made of it without its rounding.
         recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io,
             and for models with many zeros float32_sparse and float16_sparse.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
-            (images, labels); needed by int8 and int8_float_io.
+            (images, labels); needed by int8 and int8_float_io, but
+            for models that are quantization-aware.
         name: what the variants' `model` is: `base`, `s80`, ….
 
     Returns:
@@ -47,8 +56,18 @@ def convert(
         >>> small, tiny = mp.convert(model, ["float16", "int8"], calibration=images[:100])  # doctest: +SKIP
         >>> tiny.save("model_int8.tflite")  # doctest: +SKIP
     """
-    check_recipes(recipes, calibration)  # before the slow part
-    return make_variants(to_float_flatbuffer(model), recipes, calibration, name)
+    learned = [recipe for recipe in recipes if recipe in LEARNED_RECIPES] if is_quantize_aware(model) else []
+    measured = [recipe for recipe in recipes if recipe not in learned]
+    if measured or not learned:
+        check_recipes(measured, calibration)  # before the slow part
+    made = {
+        recipe: Variant(model=name, recipe=recipe, content=to_learned_flatbuffer(model, recipe)) for recipe in learned
+    }
+    if measured:
+        plain = strip_quantization(model) if is_quantize_aware(model) else model
+        variants = make_variants(to_float_flatbuffer(plain), measured, calibration, name)
+        made |= {variant.recipe: variant for variant in variants}
+    return [made[recipe] for recipe in recipes]
 
 
 def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
@@ -64,6 +83,40 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
     Raises:
         ModelError, ConversionError: see `convert`.
     """
+    return _flatbuffer(model, batch, lambda converter: None)
+
+
+def to_learned_flatbuffer(model: Any, recipe: str = "int8", *, batch: int | None = 1) -> bytes:
+    """The int8 `.tflite` of a quantization-aware model: its own weights and ranges, no calibration.
+
+    Args:
+        model: what `quantize_aware` made, trained or calibrated.
+        recipe: one of `LEARNED_RECIPES`.
+        batch: see `to_float_flatbuffer`.
+
+    Raises:
+        ModelError: ranges that are not known yet; also see `convert`.
+        ConversionError: see `convert`.
+    """
+    check_ranges(model)
+    integer_io = RECIPES[recipe].integer_io
+
+    def quantize(converter: Any) -> None:
+        import tensorflow as tf
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if integer_io:
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+
+    with constants(model):
+        content = _flatbuffer(model, batch, quantize)
+    if integer_io:
+        check_integer_io(read_graph(content), recipe)
+    return content
+
+
+def _flatbuffer(model: Any, batch: int | None, prepare: Callable[[Any], None]) -> bytes:
+    """What the converter makes of a model once `prepare` has set it up."""
     # TensorFlow reads its log level when it is imported; where that is still to come, this keeps it quiet.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with captured_noise() as said:
@@ -92,7 +145,9 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
         logger.setLevel(logging.ERROR)
         try:
             traced = tf.function(infer, input_signature=specifications, autograph=False).get_concrete_function()
-            return bytes(tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder()).convert())
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder())
+            prepare(converter)
+            return bytes(converter.convert())
         except Exception as error:
             # Whatever a layer's code or the converter raises, it means the same: this model does not convert.
             raise ConversionError(

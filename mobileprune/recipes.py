@@ -145,7 +145,7 @@ def quantize(content: bytes, recipe: str, ranges: Ranges | None = None) -> bytes
             raise ConversionError(f"Recipe {recipe!r} was refused: {described(error, said())}") from error
     quantized = bytes(result.quantized_model)
     if chosen.integer_io:
-        _check_integer_io(read_graph(quantized), recipe)
+        check_integer_io(read_graph(quantized), recipe)
     return quantized
 
 
@@ -173,7 +173,8 @@ def _instructions(recipe: str) -> Any:
     return manager.get_quantization_recipe()
 
 
-def _check_integer_io(graph: TfliteGraph, recipe: str) -> None:
+def check_integer_io(graph: TfliteGraph, recipe: str) -> None:
+    """Refuses a file of a recipe with integer input and output that has a float one."""
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
             if tensor.dtype != "INT8":

@@ -36,8 +36,9 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"calibration", "sparse_ready"},
-    {"recipes"},
+    {"calibration", "sparse_ready", "fake_quant"},
+    {"quantize_patterns"},
+    {"recipes", "quantize_aware"},
     {
         "image_folder",
         "channel_ids",
@@ -79,6 +80,7 @@ ALLOWED = {
             "pruning_policy",
             "surgery",
             *("prunable", "pruning_wrapper", "pruning_callbacks", "sparsify"),
+            *("fake_quant", "quantize_patterns", "quantize_aware"),
             "models",
             "train",
             "convert",
@@ -89,6 +91,7 @@ ALLOWED = {
     "tensorflow": {
         "channel_ops",
         "convert",
+        "fake_quant",
         "linear",
         "gradients",
         "noise",
