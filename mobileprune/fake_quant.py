@@ -28,13 +28,15 @@ _LEAST_RANGE = 1e-5
 
 
 @keras.saving.register_keras_serializable(package="mobileprune")
-class FakeQuantize(layers.Layer):
+class FakeQuantize(keras.layers.Layer):
     """Rounds a tensor of any shape to the 256 values that int8 has for its range.
 
     Args:
         fixed: the range (smallest, largest) where the runtime prescribes it; None learns it: the moving average of the
             smallest and largest value of each training batch.
         momentum: how much of the average each batch leaves as it was.
+        members: how many tensors share the range, as those that are concatenated do. Each has an average of its own,
+            and the range holds them all.
 
     While `trainable` is False the range stays as it is. Before anything is known of a range, values pass as they are.
 
@@ -47,48 +49,51 @@ class FakeQuantize(layers.Layer):
         [0.0, 7.0, 255.0]
     """
 
-    def __init__(self, fixed: tuple[float, float] | None = None, momentum: float = 0.99, **kwargs: Any) -> None:
+    def __init__(
+        self, fixed: tuple[float, float] | None = None, momentum: float = 0.99, members: int = 1, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if fixed is not None and not fixed[0] <= 0.0 <= fixed[1] > fixed[0]:
             raise SettingsError(f"The range {tuple(fixed)} does not hold zero, which padding and sparse weights need.")
         if not 0.0 <= momentum < 1.0:
             raise SettingsError(f"momentum={momentum} is not at least 0 and below 1.")
         self.fixed = None if fixed is None else (float(fixed[0]), float(fixed[1]))
-        self.momentum = momentum
+        self.momentum, self.members = momentum, members
         self.supports_masking = True
         # Set for a while by `measured_ranges` and `constants`; no part of the layer's configuration.
-        self._seen: list[tuple[float, float]] | None = None
+        self._seen: list[tuple[int, float, float]] | None = None
         self._constant: tuple[float, float] | None = None
 
     def build(self, input_shape: Any = None) -> None:
         if self.fixed is None:
             self.minimum, self.maximum = (
-                self.add_weight(name=name, shape=(), initializer="zeros", dtype="float32", trainable=False)
+                self.add_weight(name=name, shape=(self.members,), initializer="zeros", dtype="float32", trainable=False)
                 for name in ("minimum", "maximum")
             )
         self.built = True
 
-    def call(self, inputs: Any, training: bool | None = None, observe: bool = True) -> Any:
-        """Fake-quantizes `inputs`; with `observe=False` by the range of the other tensors that this layer is given."""
-        values = ops.cast(inputs, "float32")
+    def call(self, inputs: Any, training: bool | None = None, member: int | None = 0) -> Any:
+        """Fake-quantizes `inputs`, the `member`-th tensor of the range; None is one that the range need not hold."""
         if self._seen is not None:
-            if observe and self.fixed is None:
-                self._seen.append((float(ops.min(values)), float(ops.max(values))))
+            if member is not None and self.fixed is None:
+                self._seen.append((member, float(ops.min(inputs)), float(ops.max(inputs))))
             return inputs
         bounds = self.fixed or self._constant
         if bounds is not None:
-            return ops.cast(tf.quantization.fake_quant_with_min_max_vars(values, *bounds), inputs.dtype)
+            return to_range(inputs, bounds)
         low, high = self.minimum.value, self.maximum.value
-        if training and observe and self.trainable:
-            low, high = self._averaged(values, low, high)
+        learning = training and self.trainable and member is not None
+        if learning:
+            low, high = self._averaged(inputs, low, high, member)
+        low, high = tf.reduce_min(low), tf.reduce_max(high)
         known = high > low
-        rounded = tf.quantization.fake_quant_with_min_max_vars(values, low, tf.where(known, high, low + 1.0))
-        return ops.cast(rounded if training and observe else tf.where(known, rounded, values), inputs.dtype)
+        rounded = to_range(inputs, (low, tf.where(known, high, low + 1.0)))
+        return rounded if learning else tf.where(known, rounded, inputs)
 
-    def _averaged(self, values: Any, low: Any, high: Any) -> tuple[Any, Any]:
-        """The range after this batch, which is also kept."""
-        values = tf.stop_gradient(values)
-        step = tf.where(high > low, 1.0 - self.momentum, 1.0)
+    def _averaged(self, inputs: Any, low: Any, high: Any, member: int | None) -> tuple[Any, Any]:
+        """The averages after this batch, which are also kept."""
+        values = tf.stop_gradient(ops.cast(inputs, "float32"))
+        step = tf.where(high > low, 1.0 - self.momentum, 1.0) * tf.one_hot(member, self.members)
         low = low + step * (tf.minimum(tf.reduce_min(values), 0.0) - low)
         high = high + step * (tf.maximum(tf.reduce_max(values), 0.0) - high)
         self.minimum.assign(low)
@@ -98,17 +103,19 @@ class FakeQuantize(layers.Layer):
     @property
     def bounds(self) -> tuple[float, float]:
         """The range as it is now; (0, 0) before anything is known."""
-        return self.fixed or (float(ops.convert_to_numpy(self.minimum)), float(ops.convert_to_numpy(self.maximum)))
+        if self.fixed is not None:
+            return self.fixed
+        return float(ops.convert_to_numpy(self.minimum).min()), float(ops.convert_to_numpy(self.maximum).max())
 
     def compute_output_spec(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "fixed": self.fixed, "momentum": self.momentum}
+        return {**super().get_config(), "fixed": self.fixed, "momentum": self.momentum, "members": self.members}
 
 
 @keras.saving.register_keras_serializable(package="mobileprune")
-class QuantizedKernel(layers.Layer):
+class QuantizedKernel(keras.layers.Layer):
     """A Conv2D, DepthwiseConv2D, SeparableConv2D or Dense layer with fake-quantized weights.
 
     Args:
@@ -203,7 +210,7 @@ class QuantizedKernel(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="mobileprune")
-class QuantizedActivation(layers.Layer):
+class QuantizedActivation(keras.layers.Layer):
     """An activation that the file computes in several steps, or one that stood inside a layer with weights.
 
     Args:
@@ -219,9 +226,9 @@ class QuantizedActivation(layers.Layer):
     def call(self, inputs: Any) -> Any:
         kind = keras.activations.serialize(self.activation)
         if kind == "silu":
-            return inputs * _to_range(ops.sigmoid(inputs), FIXED_RANGES["sigmoid"])
+            return inputs * to_range(ops.sigmoid(inputs), FIXED_RANGES["sigmoid"])
         if kind == "hard_sigmoid":
-            return _to_range(ops.relu6(inputs + 3.0), (0.0, 6.0)) * (1.0 / 6.0)
+            return to_range(ops.relu6(inputs + 3.0), (0.0, 6.0)) * (1.0 / 6.0)
         return self.activation(inputs)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
@@ -262,9 +269,12 @@ def measured_ranges(model: Any) -> Iterator[None]:
             layer._seen = []
         yield
         for layer in learning:
-            if layer._seen:
-                layer.minimum.assign(min(0.0, *(low for low, _ in layer._seen)))
-                layer.maximum.assign(max(0.0, *(high for _, high in layer._seen)))
+            low, high = np.zeros(layer.members), np.zeros(layer.members)
+            for member, smallest, largest in layer._seen or ():
+                # Not Python's min and max, which lose NaN.
+                low[member], high[member] = np.minimum(low[member], smallest), np.maximum(high[member], largest)
+            layer.minimum.assign(low)
+            layer.maximum.assign(high)
     finally:
         for layer in learning:
             layer._seen = None
@@ -299,6 +309,7 @@ def _rounded(kernel: Any) -> Any:
     return rounding(kernel, -largest, largest, narrow_range=True)
 
 
-def _to_range(values: Any, bounds: tuple[float, float]) -> Any:
+def to_range(values: Any, bounds: tuple[Any, Any]) -> Any:
+    """Values of any precision rounded to the 256 steps of a range."""
     rounded = tf.quantization.fake_quant_with_min_max_vars(ops.cast(values, "float32"), *bounds)
     return ops.cast(rounded, values.dtype)

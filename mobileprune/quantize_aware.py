@@ -4,6 +4,7 @@ A model made quantization-aware computes in float what its int8 file will comput
 rounding; ranges of activations are learned on the way. The conversion writes exactly those ranges and weights.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,15 +21,7 @@ from mobileprune.fake_quant import (
     quantizers,
 )
 from mobileprune.graph import functional_graph, inline_nested, nodes, rebuild, same_layer
-from mobileprune.quantize_patterns import (
-    Kind,
-    Patterns,
-    Treatment,
-    activation_name,
-    activation_range,
-    core_of,
-    is_split,
-)
+from mobileprune.quantize_patterns import Kind, Patterns, Treatment
 
 
 def quantize_aware(model: Any, calibration: Any | None = None, *, momentum: float = 0.99) -> Any:
@@ -200,14 +193,19 @@ class _Rounding:
         self._graph, self._momentum = graph, momentum
         self._patterns = Patterns(graph)
         self._copies = _Copies()
+        # By the old layer.
         self._wrapped: dict[int, QuantizedKernel] = {}
-        self._split: dict[int, QuantizedActivation] = {}
-        # Tensors of the new graph, all of which the new model keeps alive.
-        self._rounded_by: dict[int, FakeQuantize] = {}
+        self._activations: dict[int, QuantizedActivation] = {}
+        # By the number of a range: what rounds to it, and for how many tensors it did so far.
+        self._quantizers: dict[int, FakeQuantize] = {}
+        self._used: Counter[int] = Counter()
+        # By the tensor of the new graph: the old one, the rounded one, the range that the runtime prescribes.
+        self._old: dict[int, Any] = {}
         self._rounded: dict[int, Any] = {}
         self._fixed: dict[int, tuple[float, float]] = {}
         self._floats: set[int] = set()
         self._keep: list[Any] = []
+        self._inputs = {tensor._keras_history.operation.name: tensor for tensor in graph.inputs}
         self._names = {node.operation.name for node in nodes(graph)}
         self.kernels = sum(self._patterns.treatment(node).kind is Kind.KERNEL for node in nodes(graph))
 
@@ -220,65 +218,79 @@ class _Rounding:
 
     def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         treated = self._patterns.treatment(node)
+        outputs = self._made_anew(node, treated, args, kwargs)
+        for old, new in zip(node.output_tensors, keras.tree.flatten(outputs), strict=True):
+            self._keep.append(new)  # its id must not be given to another one
+            self._old[id(new)] = old
+            if treated.kind is Kind.FLOAT:
+                self._floats.add(id(new))
+            elif treated.kind in (Kind.SAME, Kind.AVERAGE):
+                self._rounded[id(new)] = new
+            elif treated.fixed is not None:
+                self._fixed[id(new)] = treated.fixed
+        return outputs
+
+    def _made_anew(self, node: Any, treated: Treatment, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        operation = node.operation
         if treated.kind is Kind.NORM:
             return args[0]
         if treated.kind is Kind.FUSED:
-            return self._kept(self._copies.of(node.operation)(*args, **kwargs))
+            return self._copies.of(operation)(*args, **kwargs)
         if treated.kind is Kind.FLOAT:
             args, kwargs = keras.tree.map_structure(self._result, (args, kwargs))
-            outputs = self._copies.of(node.operation)(*args, **kwargs)
-            self._floats |= {id(self._kept(tensor)) for tensor in keras.tree.flatten(outputs)}
-            return outputs
+            return self._copies.of(operation)(*args, **kwargs)
         args, kwargs = keras.tree.map_structure(self._round, (args, kwargs))
         if treated.kind is Kind.KERNEL:
-            return self._with_weights(node.operation, args[0])
-        outputs = self._kept(self._layer(node.operation, treated)(*args, **kwargs))
-        if treated.kind is Kind.OWN:
-            self._note_range(outputs, treated.fixed)
-            return outputs
-        quantizer = self._rounded_by[id(args[0])]
+            return self._with_weights(operation, treated, args[0])
+        if treated.steps is not None:
+            return self._in_steps(operation, treated.steps, self._copies.of(operation))(*args)
+        outputs = self._copies.of(operation)(*args, **kwargs)
         if treated.kind is Kind.AVERAGE:
-            outputs = self._kept(quantizer(outputs, observe=False))
-        self._rounded_by[id(outputs)] = quantizer
+            return self._quantizer(node.output_tensors[0], operation.name)(outputs, member=None)
         return outputs
 
-    def _with_weights(self, layer: Any, inputs: Any) -> Any:
-        core = core_of(layer)
+    def _with_weights(self, layer: Any, treated: Treatment, inputs: Any) -> Any:
         if id(layer) not in self._wrapped:
             norm = self._patterns.norm_of(layer)
             copies = self._copies.of(layer), norm and self._copies.of(norm)
             name = self._free(PREFIX + layer.name)
-            self._wrapped[id(layer)] = QuantizedKernel(*copies, activated=not is_split(core), name=name)
-        outputs = self._kept(self._wrapped[id(layer)](inputs))
-        if not is_split(core):
-            return outputs
-        kind = activation_name(core)
-        if id(layer) not in self._split:
-            self._split[id(layer)] = QuantizedActivation(kind, name=self._free(f"{layer.name}_{kind}"))
-        outputs = self._kept(self._split[id(layer)](self._round(outputs)))
-        self._note_range(outputs, activation_range(kind))
-        return outputs
-
-    def _layer(self, operation: Any, treated: Treatment) -> Any:
+            self._wrapped[id(layer)] = QuantizedKernel(*copies, activated=treated.steps is None, name=name)
+        outputs = self._wrapped[id(layer)](inputs)
         if treated.steps is None:
-            return self._copies.of(operation)
-        if id(operation) not in self._split:
-            copy = self._copies.of(operation)
-            self._split[id(operation)] = QuantizedActivation(treated.steps, copy, name=self._free(PREFIX + copy.name))
-        return self._split[id(operation)]
+            return outputs
+        between = FakeQuantize(None, self._momentum, name=self._free(f"{layer.name}_range"))
+        return self._in_steps(layer, treated.steps, None)(between(outputs))
+
+    def _in_steps(self, layer: Any, activation: str, copy: Any | None) -> QuantizedActivation:
+        if id(layer) not in self._activations:
+            name = self._free(f"{layer.name}_{activation}" if copy is None else PREFIX + layer.name)
+            self._activations[id(layer)] = QuantizedActivation(activation, copy, name=name)
+        return self._activations[id(layer)]
 
     def _round(self, tensor: Any) -> Any:
-        """A tensor on the grid of its range; other arguments as they are."""
-        if not isinstance(tensor, keras.KerasTensor) or id(tensor) in self._rounded_by:
+        """A tensor rounded to its range; other arguments as they are."""
+        if not isinstance(tensor, keras.KerasTensor):
             return tensor
         if id(tensor) not in self._rounded:
-            name = self._free(f"{tensor._keras_history.operation.name.removeprefix(PREFIX)}_range")
-            fixed = self._fixed.get(id(tensor))
-            quantizer = FakeQuantize(fixed, self._momentum, name=name, dtype="float32" if fixed is None else None)
-            rounded = self._kept(quantizer(self._kept(tensor)))
-            self._rounded[id(tensor)] = rounded
-            self._rounded_by[id(rounded)] = quantizer
+            operation = tensor._keras_history.operation
+            old = self._old[id(tensor)] if id(tensor) in self._old else self._inputs[operation.name]
+            root, members = self._patterns.range_of(old)
+            fixed = self._fixed.get(id(tensor)) if members == 1 else None
+            quantizer = self._quantizer(old, operation.name, fixed)
+            # Keras records the argument in the graph: only where it is not the default.
+            which = {"member": self._used[root]} if self._used[root] else {}
+            self._rounded[id(tensor)] = rounded = quantizer(tensor, **which)
+            self._used[root] += 1
+            self._keep.append(rounded)
+            self._rounded[id(rounded)] = rounded
         return self._rounded[id(tensor)]
+
+    def _quantizer(self, old: Any, name: str, fixed: tuple[float, float] | None = None) -> FakeQuantize:
+        root, members = self._patterns.range_of(old)
+        if root not in self._quantizers:
+            free = self._free(f"{name.removeprefix(PREFIX)}_range")
+            self._quantizers[root] = FakeQuantize(fixed, self._momentum, members, name=free)
+        return self._quantizers[root]
 
     def _result(self, tensor: Any) -> Any:
         """A tensor as float layers and users of the model get it: rounded where int8 arithmetic made it."""
@@ -286,14 +298,6 @@ class _Rounding:
             return tensor
         from_user = isinstance(tensor._keras_history.operation, keras.layers.InputLayer)
         return tensor if from_user else self._round(tensor)
-
-    def _note_range(self, tensor: Any, fixed: tuple[float, float] | None) -> None:
-        if fixed is not None:
-            self._fixed[id(tensor)] = fixed
-
-    def _kept(self, tensor: Any) -> Any:
-        self._keep.append(tensor)  # its id must not be given to another one
-        return tensor
 
     def _free(self, wanted: str) -> str:
         name = next(each for each in (wanted, *(f"{wanted}_{n}" for n in range(1, 10_000))) if each not in self._names)

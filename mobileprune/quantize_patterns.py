@@ -2,14 +2,16 @@
 
 import dataclasses
 import enum
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import keras
+import numpy as np
 
 from mobileprune.fake_quant import FIXED_RANGES
 from mobileprune.graph import is_channels_last, nodes
 from mobileprune.pruning_wrapper import PruneLowMagnitude
+from mobileprune.union import Union
 
 layers = keras.layers
 
@@ -21,8 +23,8 @@ class Kind(enum.Enum):
     NORM = "folded into the weights before it"
     FUSED = "computed with the call before it, whose outputs are not rounded in between"
     OWN = "outputs are rounded to a range of their own"
-    AVERAGE = "outputs are rounded to the range of the inputs"
-    SAME = "outputs are some of the inputs, which are rounded already"
+    AVERAGE = "outputs are rounded, to the range of the inputs"
+    SAME = "outputs are some of the inputs, and have their range"
     FLOAT = "stays in float"
 
 
@@ -34,7 +36,7 @@ class Treatment:
         kind: see `Kind`.
         reason: one clause.
         fixed: the range of its outputs where the runtime prescribes it.
-        steps: the activation that is computed in several steps.
+        steps: the activation that is computed apart from the layer's weights, or in several steps.
     """
 
     kind: Kind
@@ -69,6 +71,27 @@ class Patterns:
             self._source |= {id(tensor): node for tensor in node.output_tensors}
             for tensor in node.input_tensors:
                 self._readers[id(tensor)].append(node)
+        self._graph = graph
+        self._ranges = self._shared_ranges()
+
+    def range_of(self, tensor: Any) -> tuple[int, int]:
+        """Which range a tensor has, and how many tensors it is made for: of those that are derived none counts."""
+        root = self._ranges.root(self._numbers[id(tensor)])
+        return root, self._members[root]
+
+    def _shared_ranges(self) -> Union:
+        """Sets of tensors that the runtime wants in one range: what moves data, and concatenates, does not scale."""
+        self._numbers = {tensor: number for number, tensor in enumerate(self._source)}
+        union, derived = Union(len(self._numbers)), set()
+        for node in nodes(self._graph):
+            if self.treatment(node).kind in (Kind.SAME, Kind.AVERAGE):
+                output = self._numbers[id(node.output_tensors[0])]
+                derived.add(output)
+                for tensor in node.input_tensors:
+                    union.join(np.array([output]), np.array([self._numbers[id(tensor)]]))
+        made = [union.root(number) for number in range(len(self._numbers)) if number not in derived]
+        self._members = Counter(made)
+        return union
 
     def treatment(self, node: Any) -> Treatment:
         """What becomes of one call."""
@@ -89,8 +112,10 @@ class Patterns:
             return Treatment(Kind.SAME)
         if kind is layers.AveragePooling2D:
             return Treatment(Kind.AVERAGE)
-        if kind in (layers.GlobalAveragePooling2D, layers.Concatenate) or kind.__name__ == "Concatenate":
+        if kind is layers.GlobalAveragePooling2D:
             return Treatment(Kind.OWN)
+        if kind is layers.Concatenate:
+            return Treatment(Kind.SAME)
         if kind.__name__ in _MERGES:
             known = len(node.input_tensors) <= 2
             return Treatment(Kind.OWN) if known else Treatment(Kind.FLOAT, "it merges more than two tensors")
@@ -152,16 +177,6 @@ def activation_name(layer: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def is_split(layer: Any) -> bool:
-    """Whether a layer's own activation is computed apart from its weights."""
-    return activation_name(layer) not in ("linear", *_FUSED)
-
-
-def activation_range(name: str) -> tuple[float, float] | None:
-    """The range that the runtime prescribes for an activation; None if it is free."""
-    return FIXED_RANGES.get(name)
-
-
 def _treat_kernel(core: Any, node: Any) -> Treatment:
     if not is_channels_last(core):
         return Treatment(Kind.FLOAT, "its channels come first")
@@ -172,7 +187,9 @@ def _treat_kernel(core: Any, node: Any) -> Treatment:
         return Treatment(Kind.FLOAT, f"its activation {name or 'function'} has no quantization-aware form here")
     if getattr(core, "lora_enabled", False) or getattr(core, "quantization_mode", None):
         return Treatment(Kind.FLOAT, "it has low-rank or quantized weights of Keras' own")
-    return Treatment(Kind.KERNEL)
+    if name in ("linear", *_FUSED):
+        return Treatment(Kind.KERNEL)
+    return Treatment(Kind.KERNEL, fixed=FIXED_RANGES.get(name), steps=name)
 
 
 def _name_of_activation(operation: Any) -> str:
