@@ -73,7 +73,7 @@ class FakeQuantize(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs: Any, training: bool | None = None, member: int | None = 0) -> Any:
-        """Fake-quantizes `inputs`, the `member`-th tensor of the range; None is one that the range need not hold."""
+        """Fake-quantizes `inputs`, the `member`-th tensor of the range; None is for averages of such tensors."""
         if self._seen is not None:
             if member is not None and self.fixed is None:
                 self._seen.append((member, float(ops.min(inputs)), float(ops.max(inputs))))
@@ -87,7 +87,15 @@ class FakeQuantize(keras.layers.Layer):
             low, high = self._averaged(inputs, low, high, member)
         low, high = tf.reduce_min(low), tf.reduce_max(high)
         known = high > low
-        rounded = to_range(inputs, (low, tf.where(known, high, low + 1.0)))
+        high = tf.where(known, high, low + 1.0)
+        if member is None:
+            # Averages of few numbers often lie in the middle of two steps, where the runtime rounds away from the
+            # integer 0 and not upwards.
+            middle = low + (high - low) * (128 / 255)
+            nudge = ops.cast((high - low) / 255 * 0.01, inputs.dtype)
+            rounded = to_range(inputs + nudge * tf.sign(inputs - ops.cast(middle, inputs.dtype)), (low, high))
+        else:
+            rounded = to_range(inputs, (low, high))
         return rounded if learning else tf.where(known, rounded, inputs)
 
     def _averaged(self, inputs: Any, low: Any, high: Any, member: int | None) -> tuple[Any, Any]:
