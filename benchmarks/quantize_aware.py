@@ -29,7 +29,7 @@ from mobileprune.train import compile_classifier
 
 SEEDS = flags.DEFINE_integer("seeds", 5, "How many.", lower_bound=1, upper_bound=10)
 EPOCHS = flags.DEFINE_integer("epochs", 1, "Of quantization-aware training.", lower_bound=1)
-LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "Its peak.", lower_bound=0.0)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Its peak.", lower_bound=0.0)
 TRAIN_EPOCHS = flags.DEFINE_integer("train_epochs", 8, "Of the base.", lower_bound=1)
 FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 4, "Of c50 and s80.", lower_bound=1)
 MODELS = flags.DEFINE_list("models", ["base", "c50", "s80"], "Which networks.")

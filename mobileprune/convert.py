@@ -38,8 +38,7 @@ def convert(
         recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, int8, int8_float_io,
             and for models with many zeros float32_sparse and float16_sparse.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
-            (images, labels); needed by int8 and int8_float_io, but
-            for models that are quantization-aware.
+            (images, labels); needed by int8 and int8_float_io, unless the model is quantization-aware.
         name: what the variants' `model` is: `base`, `s80`, ….
 
     Returns:

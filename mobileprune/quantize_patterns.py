@@ -51,8 +51,7 @@ _SAME = (
     *(layers.ZeroPadding2D, layers.Cropping2D, layers.Identity, layers.ActivityRegularization),
     *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianDropout, layers.GaussianNoise),
 )
-# Layers and functions of keras.ops have the same names.
-_MERGES = ("Add", "Subtract", "Multiply")
+_MERGES = (layers.Add, layers.Subtract, layers.Multiply)
 _FUSED = ("relu", "relu6")
 _ACTIVATIONS = ("hard_silu", "silu", "sigmoid", "hard_sigmoid", "tanh", "softmax", "leaky_relu")
 _IN_STEPS = ("silu", "hard_sigmoid")
@@ -116,7 +115,7 @@ class Patterns:
             return Treatment(Kind.OWN)
         if kind is layers.Concatenate:
             return Treatment(Kind.SAME)
-        if kind.__name__ in _MERGES:
+        if _merges(operation):
             known = len(node.input_tensors) <= 2
             return Treatment(Kind.OWN) if known else Treatment(Kind.FLOAT, "it merges more than two tensors")
         return self._treat_activation(node)
@@ -127,6 +126,8 @@ class Patterns:
         if type(core) not in _KERNELS or activation_name(core) != "linear":
             return None
         calls = self._calls[id(operation)]
+        if any(_treat_kernel(core, node).kind is not Kind.KERNEL for node in calls):
+            return None
         found = None
         for node in calls:
             reader = self._only_reader(node.output_tensors[0])
@@ -157,7 +158,7 @@ class Patterns:
         treated = self.treatment(source)
         if treated.kind is Kind.KERNEL:
             return activation_name(core_of(source.operation)) == "linear"
-        return treated.kind is Kind.NORM or (treated.kind is Kind.OWN and type(source.operation).__name__ in _MERGES)
+        return treated.kind is Kind.NORM or (treated.kind is Kind.OWN and _merges(source.operation))
 
     def _only_reader(self, tensor: Any) -> Any | None:
         readers = self._readers[id(tensor)]
@@ -175,6 +176,13 @@ def activation_name(layer: Any) -> str:
         return "linear"
     name = keras.activations.serialize(layer.activation)
     return name if isinstance(name, str) else ""
+
+
+def _merges(operation: Any) -> bool:
+    """Whether a layer or function of keras.ops adds, subtracts or multiplies."""
+    if isinstance(operation, keras.Layer):
+        return type(operation) in _MERGES
+    return type(operation).__name__ in [kind.__name__ for kind in _MERGES]
 
 
 def _treat_kernel(core: Any, node: Any) -> Treatment:

@@ -8,6 +8,7 @@ from mobileprune.data import load_dataset
 from mobileprune.errors import ConversionError, DatasetError, ModelError
 from mobileprune.fake_quant import quantizers
 from mobileprune.models import gives_probabilities, load_model
+from mobileprune.pruning_callbacks import UpdatePruningStep
 from mobileprune.quantize_aware import (
     calibrate_ranges,
     is_quantize_aware,
@@ -15,6 +16,8 @@ from mobileprune.quantize_aware import (
     strip_quantization,
     unquantized_layers,
 )
+from mobileprune.schedules import PolynomialDecay
+from mobileprune.sparsify import prune_low_magnitude, sparsity, strip_pruning
 from mobileprune.tflite_graph import read_graph
 from mobileprune.train import TrainSettings, train
 
@@ -113,6 +116,33 @@ def test_a_shared_norm_is_not_folded():
     norm = layers.BatchNormalization(name="norm")
     x = layers.Add()([norm(layers.Conv2D(4, 1)(inputs)), norm(layers.Conv2D(4, 1)(inputs))])
     assert list(unquantized_layers(keras.Model(inputs, x))) == ["norm"]
+
+
+def test_a_norm_after_a_layer_that_stays_in_float_stays_too():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Dense(4, name="wide")(layers.Conv2D(4, 3)(inputs))
+    x = layers.BatchNormalization(name="norm")(x)
+    model = keras.Model(inputs, x)
+    model.get_layer("norm").moving_mean.assign([1.0, 2.0, 3.0, 4.0])
+    assert list(unquantized_layers(model)) == ["wide", "norm"]
+    values = images(model, 8)
+    np.testing.assert_allclose(quantize_aware(model, values)(values), model(values), atol=0.1)
+
+
+def test_masks_follow_their_schedule_and_survive_saving(tmp_path):
+    schedule = PolynomialDecay(0.0, 0.75, begin_step=0, end_step=4, frequency=1)
+    model = small()
+    aware = quantize_aware(prune_low_magnitude(model, schedule))
+    aware.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    values, labels = np.random.default_rng(0).normal(size=(16, 32, 32, 1)).astype(np.float32), np.arange(16) % 10
+    aware.fit(values, labels, batch_size=4, verbose=0, callbacks=[UpdatePruningStep()])
+    assert sparsity(aware) == pytest.approx(0.75, abs=0.01)
+    aware.save(tmp_path / "aware.keras")
+    loaded = load_model(tmp_path / "aware.keras")
+    np.testing.assert_array_equal(loaded.predict(values, verbose=0), aware.predict(values, verbose=0))
+    plain = strip_pruning(strip_quantization(loaded))
+    assert sparsity(plain) == sparsity(aware)
+    assert [layer.name for layer in plain.layers] == [layer.name for layer in model.layers]
 
 
 def test_without_known_ranges_there_is_no_file():
