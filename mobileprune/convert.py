@@ -9,18 +9,24 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 
 from mobileprune.errors import ConversionError, ModelError
+from mobileprune.fake_quant import constants
 from mobileprune.graph import check_finite
 from mobileprune.layer_names import Call, call_scope, with_layer_names
 from mobileprune.mixed_recipe import Recipe
 from mobileprune.noise import captured_noise, described
-from mobileprune.recipes import check_recipes, make_variants
+from mobileprune.quantize_aware import check_ranges, is_quantize_aware, strip_quantization
+from mobileprune.recipes import RECIPES, check_learned, check_recipes, make_variants
 from mobileprune.records import Variant
+from mobileprune.uint8_io import with_uint8_io
+
+# Recipes that a quantization-aware model brings weights and ranges for.
+LEARNED_RECIPES = ("int8", "int8_float_io", "uint8_io")
 
 
 def convert(
@@ -35,12 +41,14 @@ def convert(
     """Makes a `.tflite` of a Keras 3 model in every recipe asked for. The model is traced and converted once.
 
     Args:
-        model: a built model; inference mode is what is converted.
+        model: a built model; inference mode is what is converted. Of a quantization-aware one, int8, int8_float_io and
+            uint8_io get the weights and ranges that it was trained with; the other recipes are made without its
+            rounding.
         recipes: names from `mobileprune.recipes.RECIPES`: float32, float16, dynamic_int8, dynamic_int4,
             weight_only_int8, int8, int8_float_io, uint8_io, int16x8, and for models with many zeros float32_sparse and
             float16_sparse; JSON files of mixed recipes (`*.json`, see `read_recipe`); or `Recipe` objects.
         calibration: float32 images (N, H, W, C) as the model takes them, or an iterable of batches of images or of
-            (images, labels); needed by recipes with integer activations.
+            (images, labels); needed by recipes with integer activations, unless the model brings ranges of its own.
         name: what the variants' `model` is: `base`, `s80`, ….
         batch: the files' fixed batch; None leaves it open, which some runtimes refuse and others run slower.
         strict_int8: refuse what a recipe with integer activations leaves in float, for lack of a kernel.
@@ -59,8 +67,20 @@ def convert(
         >>> small, tiny = mp.convert(model, ["float16", "int8"], calibration=images[:100])  # doctest: +SKIP
         >>> tiny.save("model_int8.tflite")  # doctest: +SKIP
     """
-    check_recipes(recipes, calibration)  # before the slow part
-    return make_variants(to_float_flatbuffer(model, batch=batch), recipes, calibration, name, strict_int8=strict_int8)
+    learned: dict[str | Recipe, Variant] = {}
+    trained = is_quantize_aware(model)
+    measured = [recipe for recipe in recipes if not (trained and recipe in LEARNED_RECIPES)]
+    if measured or not recipes:
+        check_recipes(measured, calibration)  # before the slow part
+    for recipe in recipes:
+        if recipe not in measured:
+            content = to_learned_flatbuffer(model, str(recipe), batch=batch, strict_int8=strict_int8)
+            learned[recipe] = Variant(name, str(recipe), content)
+    if not measured:
+        return [learned[recipe] for recipe in recipes]
+    content = to_float_flatbuffer(strip_quantization(model) if trained else model, batch=batch)
+    others = iter(make_variants(content, measured, calibration, name, strict_int8=strict_int8))
+    return [learned[recipe] if recipe in learned else next(others) for recipe in recipes]
 
 
 def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
@@ -76,6 +96,42 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
     Raises:
         ModelError, ConversionError: see `convert`.
     """
+    return _flatbuffer(model, batch, lambda converter: None)
+
+
+def to_learned_flatbuffer(
+    model: Any, recipe: str = "int8", *, batch: int | None = 1, strict_int8: bool = False
+) -> bytes:
+    """The int8 `.tflite` of a quantization-aware model: its own weights and ranges, no calibration.
+
+    Args:
+        model: what `quantize_aware` made, trained or calibrated.
+        recipe: one of `LEARNED_RECIPES`.
+        batch: see `to_float_flatbuffer`.
+        strict_int8: refuse a file with ops that compute in float.
+
+    Raises:
+        ModelError: ranges that are not known yet; also see `convert`.
+        ConversionError: see `convert`.
+    """
+    check_ranges(model)
+    chosen = RECIPES[recipe]
+
+    def quantize(converter: Any) -> None:
+        import tensorflow as tf
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if chosen.integer_io:
+            converter.inference_input_type = converter.inference_output_type = tf.int8
+
+    with constants(model):
+        content = _flatbuffer(model, batch, quantize)
+    check_learned(content, chosen, strict_int8)
+    return with_uint8_io(content) if chosen.io == "uint8" else content
+
+
+def _flatbuffer(model: Any, batch: int | None, prepare: Callable[[Any], None]) -> bytes:
+    """What the converter makes of a model once `prepare` has set it up."""
     # TensorFlow reads its log level when it is imported; where that is still to come, this keeps it quiet.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with captured_noise() as said:
@@ -110,7 +166,9 @@ def to_float_flatbuffer(model: Any, *, batch: int | None = 1) -> bytes:
         logger.setLevel(logging.ERROR)
         try:
             traced = tf.function(infer, input_signature=specifications, autograph=False).get_concrete_function()
-            content = bytes(tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder()).convert())
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([traced], Holder())
+            prepare(converter)
+            content = bytes(converter.convert())
         except Exception as error:
             # Whatever a layer's code or the converter raises, it means the same: this model does not convert.
             raise ConversionError(

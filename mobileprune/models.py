@@ -13,8 +13,9 @@ import keras
 import numpy as np
 
 from mobileprune.errors import ModelError, known_names
+from mobileprune.fake_quant import FakeQuantize, QuantizedKernel  # this and below: also registers them, for files
 from mobileprune.graph import check_finite, functional_graph, inline_nested, is_nested, leaves
-from mobileprune.pruning_wrapper import PruneLowMagnitude  # also registers it, for files with wrapped layers
+from mobileprune.pruning_wrapper import PruneLowMagnitude
 from mobileprune.records import Preprocess
 
 layers = keras.layers
@@ -249,6 +250,8 @@ def with_fixed_input(model: Any, contract: Preprocess) -> Any:
 def gives_probabilities(model: Any, output: int = 0) -> bool:
     """Whether one of the model's outputs is probabilities (it ends in a softmax) rather than logits."""
     layer = output_layer(model, output)
+    if isinstance(layer, QuantizedKernel):
+        layer = layer.core  # its activation, were it one of these, would be a layer of its own
     if isinstance(layer, PruneLowMagnitude):
         layer = layer.layer
     name = getattr(getattr(layer, "activation", None), "__name__", "")
@@ -258,6 +261,8 @@ def gives_probabilities(model: Any, output: int = 0) -> bool:
 def output_layer(model: Any, output: int = 0) -> Any:
     """The layer whose output is the model's; inside a nested model when that comes last."""
     operation, _, index = functional_graph(model).outputs[output]._keras_history
+    while isinstance(operation, FakeQuantize):
+        operation, _, index = operation.input._keras_history
     return output_layer(operation, index) if is_nested(operation) else operation
 
 

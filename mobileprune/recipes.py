@@ -12,7 +12,7 @@ from typing import Any
 
 from mobileprune.calibration import REFUSALS, Ranges, calibrate
 from mobileprune.errors import ConversionError, known_names
-from mobileprune.layer_names import float_layers
+from mobileprune.layer_names import FloatOp, float_layers
 from mobileprune.mixed_recipe import PRECISIONS, STATIC, Recipe, read_recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
@@ -246,13 +246,28 @@ def _check_io(graph: TfliteGraph, recipe: Recipe) -> None:
                 )
 
 
+def check_learned(content: bytes, recipe: Recipe, strict_int8: bool) -> None:
+    """Refuses an int8 file that was not made here: float input or output where the recipe has integers, float ops.
+
+    Raises:
+        ConversionError: as `quantize`.
+    """
+    if recipe.integer_io:
+        _check_io(read_graph(content), recipe)
+    if strict_int8:
+        _check_none_left(recipe, list(float_layers(content)))
+
+
 def _check_strict(quantized: bytes, recipe: Recipe, graph: TfliteGraph, matches: list[tuple[int, ...]]) -> None:
     """Refuses a file with float ops of which the recipe says that they compute in integers."""
     asked = dict.fromkeys(range(len(graph.ops)), recipe.precision)
     for rule, ops in zip(recipe.rules, matches, strict=True):
         asked |= dict.fromkeys(ops, rule.precision)
     integer = {graph.tensors[output].name for op in graph.ops if asked[op.index] in STATIC for output in op.outputs}
-    left = [op for op in float_layers(quantized) if op.tensor in integer]
+    _check_none_left(recipe, [op for op in float_layers(quantized) if op.tensor in integer])
+
+
+def _check_none_left(recipe: Recipe, left: list[FloatOp]) -> None:
     if left:
         raise ConversionError(
             f"Recipe {recipe.name!r} leaves {len(left)} ops in float, for which there is no integer kernel: "

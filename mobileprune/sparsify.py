@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import ModelError, SparsityError, known_names
+from mobileprune.fake_quant import QuantizedKernel
 from mobileprune.graph import clone, functional_graph, same_layer
 from mobileprune.masks import zero_fraction
 from mobileprune.prunable import kernels_of, prunable_weights, variable_at
@@ -163,6 +164,7 @@ def _leaves(model: Any) -> list[Any]:
     found = []
     for layer in model.layers:
         found += _leaves(layer) if isinstance(layer, keras.Model) else [layer]
+    found = [layer.layer if isinstance(layer, QuantizedKernel) else layer for layer in found]
     return [layer.layer if isinstance(layer, PruneLowMagnitude) else layer for layer in found]
 
 

@@ -43,8 +43,9 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"calibration", "bias_correction", "sparse_ready", "mixed_recipe", "metadata", "runtime_checks"},
-    {"recipes"},
+    {"calibration", "bias_correction", "sparse_ready", "mixed_recipe", "metadata", "runtime_checks", "fake_quant"},
+    {"quantize_patterns"},
+    {"recipes", "quantize_aware"},
     {
         "image_folder",
         "report.layer_plot",
@@ -98,6 +99,7 @@ ALLOWED = {
             "pruning_policy",
             "surgery",
             *("prunable", "pruning_wrapper", "pruning_callbacks", "sparsify"),
+            *("fake_quant", "quantize_patterns", "quantize_aware"),
             "models",
             "train",
             "convert",
@@ -108,6 +110,7 @@ ALLOWED = {
     "tensorflow": {
         "channel_ops",
         "convert",
+        "fake_quant",
         "linear",
         "gradients",
         "noise",
