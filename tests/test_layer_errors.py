@@ -52,7 +52,8 @@ def test_the_first_op_that_is_wrong_is_named():
     found = errors("int8", rescaled_weights(variants()["int8"].content, 3.0))
     first = found.first_fall()
     assert first == found.layers[-1] == found.worst(1)[0]
-    assert first.op == "FULLY_CONNECTED"
+    assert (first.layer, first.op) == ("head", "FULLY_CONNECTED")
+    assert "head (FULLY_CONNECTED)" in found.sentence()
     assert first.fall_db > 20
 
 
@@ -64,6 +65,7 @@ def test_noise_that_is_passed_on_is_no_loss():
 
     found = errors("int8", edited(variants()["int8"], ruin).content)
     assert found.first_fall() == found.layers[1]
+    assert found.layers[1].layer == "stem"
     assert found.layers[1].fall_db > 20
     assert all(layer.fall_db < found.layers[1].fall_db / 2 for layer in found.layers[2:])
     assert found.layers[-1].snr_db < 15

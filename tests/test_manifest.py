@@ -13,7 +13,7 @@ from mobileprune.data import load_dataset
 from mobileprune.errors import OutputError
 from mobileprune.manifest import dataset_facts, gzip_bytes, host, own_version, read_manifest, versions, write_manifest
 from mobileprune.recipes import RECIPES
-from mobileprune.records import Manifest
+from mobileprune.records import ClassChanges, Manifest, Verification
 
 SCHEMA = json.loads(resources.files(mobileprune).joinpath("manifest.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -40,6 +40,15 @@ def test_a_real_manifest_follows_the_schema(real):
 def test_a_manifest_without_labels_follows_the_schema():
     unlabelled = variant("base", "float32", accuracy=None, validation_accuracy=None, agreement=0.9)
     VALIDATOR.validate(plain(manifest(unlabelled)))
+
+
+def test_what_became_of_labelled_images_follows_the_schema():
+    changes = ClassChanges(100, 0.9, 0.89, 0.03, 0.02, 0.01, "cat", 0.1)
+    verified = Verification(100, 0.97, 0.5, 0.01, 31.5, "LiteRT 2.1.0", classes=changes)
+    made = plain(manifest(variant("base", "float32", verified=verified)))
+    VALIDATOR.validate(made)
+    made["variants"][0]["verified"]["classes"]["churn"] = 1.5
+    assert not VALIDATOR.is_valid(made)
 
 
 def test_every_field_is_described(real):
@@ -133,6 +142,7 @@ def test_every_field_of_a_manifest_is_required_by_the_schema(real):
         (("variants", 0, "verified", "agreement"), 1.5),
         (("variants", 0, "verified", "snr_db"), 300),
         (("variants", 0, "verified", "failures"), ["it differs"]),
+        (("variants", 0, "verified", "classes"), {"images": 10}),
         (("variants", 0, "verified_runtimes"), []),
         (("variants", 0, "latency", 0, "p50_ms"), 0),
         (("variants", 0, "latency", 0, "threads"), 0),

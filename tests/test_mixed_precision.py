@@ -10,6 +10,7 @@ from mobileprune.calibration import calibrate
 from mobileprune.convert import to_float_flatbuffer
 from mobileprune.errors import SettingsError
 from mobileprune.layer_errors import layer_errors
+from mobileprune.layer_names import layer_of
 from mobileprune.mixed_precision import _fewest, choose_precision, remedies, sensitivities
 from mobileprune.recipes import quantize
 
@@ -37,14 +38,14 @@ def chosen():
 
 
 def touched(tensors):
-    return {part for part in ("stem", "depthwise", "project") for tensor in tensors if f"{part}_1" in tensor}
+    return {layer_of(tensor) for tensor in tensors} & {"stem", "depthwise", "project"}
 
 
 def test_the_planted_layer_is_where_the_file_parts_from_float():
     content, ranges = planted()
     errors = layer_errors(content, quantize(content, "int8", ranges), IMAGES[:16])
     first = errors.first_fall()
-    assert "project" in first.tensor
+    assert first.layer == "project"
     assert first.fall_db > 25
     assert first.snr_db > 25  # the large channel hides it: only channel by channel it can be seen
     assert errors.worst(1) == (first,)
@@ -54,7 +55,7 @@ def test_the_planted_layer_and_its_readers_are_the_most_sensitive():
     content, ranges = planted()
     ranking = sensitivities(content, ranges, IMAGES)
     assert [each.snr_db for each in ranking] == sorted(each.snr_db for each in ranking)
-    assert {each.op for each in ranking[-2:]} == {"CONV_2D", "DEPTHWISE_CONV_2D"}
+    assert {each.layer for each in ranking[-2:]} == {"stem", "depthwise"}
     assert ranking[-2].snr_db > ranking[-3].snr_db + 20
 
 
@@ -79,6 +80,7 @@ def test_remedies_are_measured():
     assert len(one.layers) == 1
     assert four.before_db == one.before_db < 0
     assert four.after_db > 20
+    assert "head" in four.layers
     assert f"to {four.after_db:.1f} dB." in four.sentence()
 
 

@@ -1,9 +1,20 @@
+import dataclasses
 import json
 
 import pytest
 
 from mobileprune.errors import OutputError, VerificationError
-from mobileprune.records import Latency, Port, Preprocess, RuntimeCheck, Stage, Variant, VariantRecord, Verification
+from mobileprune.records import (
+    ClassChanges,
+    Latency,
+    Port,
+    Preprocess,
+    RuntimeCheck,
+    Stage,
+    Variant,
+    VariantRecord,
+    Verification,
+)
 
 VERIFIED = Verification(
     images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
@@ -45,6 +56,7 @@ RECORD = VariantRecord(
     [
         RECORD,
         VERIFIED,
+        dataclasses.replace(VERIFIED, classes=ClassChanges(32, 0.9, 0.8, 0.1, 0.1, 0.0, "cat", 0.2)),
         LATENCY,
         Preprocess(224, 192, color="RGB", fit="crop", mean=(1.0, 2.0, 3.0), std=(4.0,), exif=False),
         Stage("train", 1.5, model="base", epochs=3, accuracy=0.5),

@@ -49,7 +49,7 @@ def test_a_good_file_passes_with_all_figures(folder, tmp_path):
     assert "Worst class: " in text
     assert "The first loss of" in text or "No op loses" in text
     assert "in float32 raises the outputs from" in text
-    for line in ("input", "stem", "depthwise", "project"):
+    for line in ("input", "stem", "depthwise", "project", "head"):
         assert line in text
     written = json.loads((tmp_path / "verification.json").read_text())
     assert written["recipe"] == "int8"
