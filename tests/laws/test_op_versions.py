@@ -105,18 +105,28 @@ def _key(version):
     return [int(part) for part in version.split(".")]
 
 
-@pytest.mark.parametrize("name", ["inverted_residual", "concatenation", "grouped_and_transposed"])
+def answers(content):
+    """What the runtime computes of noise."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    (taken,) = interpreter.get_input_details()
+    interpreter.set_tensor(taken["index"], np.random.default_rng(1).normal(0, 9, taken["shape"]).astype(taken["dtype"]))
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+
+@pytest.mark.parametrize("name", ONE_INPUT)
 def test_every_recipes_files_are_loaded_with_their_versions(name):
     recipes = [recipe.name for recipe in RECIPES.values() if not recipe.sparse]
-    data = images(name, 8)
-    for variant in make_variants(converted(name), recipes, data):
+    for variant in make_variants(converted(name), recipes, images(name, 8)):
         content = mp.with_versions(variant.content)
         assert mp.unknown_ops(content) == ()
         assert claimed(content) == mp.minimum_runtime(content) == mp.minimum_runtime(variant.content)
         assert mp.with_versions(content) == content
         assert read_graph(content) == read_graph(variant.content)
-        with TfliteRunner(content) as new, TfliteRunner(variant.content) as old:
-            np.testing.assert_array_equal(new.run(data[:2]), old.run(data[:2]))
+        np.testing.assert_array_equal(answers(content), answers(variant.content))
         found = dict(versions(content))
         if variant.recipe in ("int8", "int8_float_io", "uint8_io"):
             assert found["CONV_2D"] in (3, 6)  # 6: grouped
