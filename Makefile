@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Test processes: two suit the smallest machines.
 WORKERS ?= 2
 
-.PHONY: run test arm64 runtimes lint format lock clean
+.PHONY: run test arm64 runtimes mediapipe lint format lock clean
 
 run: $(VENV)/.installed
 	$(BIN)/python pipelines/classify_mobile.py $(FLAGS)
@@ -22,6 +22,9 @@ arm64: $(VENV)/.installed
 runtimes: $(BIN)/python
 	$(BIN)/python -m mobileprune.runtime_setup --if-supported
 
+# MediaPipe, which needs other versions than TensorFlow does. Tests that need it skip without; on Python 3.13 all do.
+mediapipe: .mediapipe/.installed
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,11 +39,12 @@ lock: $(BIN)/python
 	$(PIP) install --quiet uv
 	$(BIN)/uv pip compile $(LOCK) -o requirements.lock pyproject.toml
 	$(BIN)/uv pip compile $(LOCK) -o requirements-test.lock --extra test pyproject.toml
+	$(BIN)/uv pip compile $(LOCK) -o requirements-mediapipe.lock --group mediapipe
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url
 
 clean:
-	rm -rf $(VENV) .arm64 .runtimes build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .arm64 .runtimes .mediapipe build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "mobileprune needs Python 3.11 to 3.13, this is %d.%d. Try: make PYTHON=python3.11 ..." % v[:2])'
@@ -53,4 +57,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: requirements-test.lock $(VENV)/.installed
 	$(PIP) install --quiet --require-hashes --requirement requirements-test.lock
+	touch $@
+
+# No dependencies but those listed: the list leaves out what classifying an image does not need.
+.mediapipe/.installed: requirements-mediapipe.lock | $(BIN)/python
+	$(BIN)/python -m venv --clear .mediapipe
+	.mediapipe/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps \
+		--requirement requirements-mediapipe.lock
 	touch $@
