@@ -80,7 +80,8 @@ def verify_runtimes(
 
     Raises:
         SettingsError: a runtime is not known or not set up here; nothing has been run then.
-        VerificationError: the reference says nothing (see `verify`), or there is no tolerance for the recipe.
+        VerificationError: the images cannot be meant, the reference says nothing (see `verify`), or there is no
+            tolerance for the recipe.
 
     Example:
         >>> checks = verify_runtimes(model, variant, images, usable_runtimes())  # doctest: +SKIP
@@ -91,6 +92,8 @@ def verify_runtimes(
     for name in names:
         if reason := runtime_missing(name):
             raise SettingsError(reason)
+    if images.dtype != np.float32 or not np.isfinite(images).all():  # no fault of the file
+        raise VerificationError("The images are not float32, or hold NaN or infinity. Give what the Keras model takes.")
     if arm64_images < 2:
         raise SettingsError(f"arm64_images is {arm64_images}; at least 2 are needed.")
     if tolerance is None:

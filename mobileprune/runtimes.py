@@ -50,7 +50,9 @@ def find_interpreter(name: str) -> Interpreter:
     if name not in INTERPRETERS:
         raise SettingsError(f"There is no runtime {name!r} with an interpreter; known: {known_names(INTERPRETERS)}.")
     if name == OLD:
-        return Interpreter(f"TensorFlow Lite {runtime_setup.VERSION}", "tflite_runtime", path=runtime_setup.folder())
+        return Interpreter(
+            f"TensorFlow Lite {runtime_setup.VERSION}", runtime_setup.LIBRARY, path=runtime_setup.folder()
+        )
     title = f"LiteRT {importlib.metadata.version('ai-edge-litert')}"
     if name == "litert":
         return Interpreter(title, "ai_edge_litert")

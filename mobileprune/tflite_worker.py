@@ -258,14 +258,16 @@ def _set_limits(memory: int | None) -> None:
 
     A tensor's size is one field of a file, and wrong ones ask for anything up to what an address can name.
     """
-    if not sys.platform.startswith("linux"):  # elsewhere the first of the two limits has no effect
+    if not sys.platform.startswith("linux"):  # elsewhere a limit of memory has no effect
         return
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory is not None:
         # What is allocated, with neither mapped files nor address space that is only set aside.
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory), resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _start_memory_peak() -> int:

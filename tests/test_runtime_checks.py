@@ -103,6 +103,9 @@ def test_unknown_and_missing_runtimes_are_refused_before_anything_runs(tmp_path,
 def test_settings_that_cannot_be_meant():
     with pytest.raises(SettingsError, match="arm64_images is 1"):
         check(variants()["float32"], ["litert"], arm64_images=1)
+    for wrong in (np.zeros((2, 16, 16, 3), np.uint8), np.full((2, 16, 16, 3), np.nan, np.float32)):
+        with pytest.raises(VerificationError, match="not float32, or hold NaN"):
+            verify_runtimes(reference()[:2], variants()["float32"], wrong)
     with pytest.raises(VerificationError, match="no tolerance for recipe 'nothing'"):
         check(Variant("tiny", "nothing", b""), ["litert"])
     with pytest.raises(VerificationError, match="answers the same"):

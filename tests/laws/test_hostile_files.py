@@ -117,6 +117,15 @@ def test_files_are_inspected_and_run_or_refused(tmp_path, capsys, shard, runtime
         assert min(seen[name, "ran"], seen[name, "refused"]) > FILES // SHARDS // 10
 
 
+def test_a_scale_without_a_zero_point_is_inspected(tmp_path, capsys):
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(seeds()["int8"], 0))
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].quantization.zeroPoint = None
+    (tmp_path / "a.tflite").write_bytes(packed(model))
+    cli._inspect_tflite(tmp_path / "a.tflite")
+    assert "zero point 0" in capsys.readouterr().out
+
+
 def test_files_are_timed_or_refused():
     found = [hostile(number) for number in range(FILES, FILES + 32)]
     for result, (_, what) in zip(timed([content for content, _ in found]), found, strict=True):
@@ -135,6 +144,10 @@ def with_input_shape(content, shape):
     graph = model.subgraphs[0]
     graph.tensors[graph.inputs[0]].shape = list(shape)
     graph.tensors[graph.inputs[0]].shapeSignature = None
+    return packed(model)
+
+
+def packed(model):
     builder = flatbuffers.Builder()
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
