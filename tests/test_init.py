@@ -8,6 +8,7 @@ import mobileprune as mp
 
 # Names of submodules that are names of functions, too.
 SHADOWED = (
+    "equalize",
     "benchmark",
     "convert",
     "evaluate",
