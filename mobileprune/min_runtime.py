@@ -154,6 +154,22 @@ def with_versions(content: bytes) -> bytes:
     return packed(model, attached_files(content))
 
 
+def with_minimum_runtime(content: bytes) -> bytes:
+    """The same file with `min_runtime_version` as its ops and types need it; the versions of its ops stay.
+
+    `with_versions` makes old runtimes refuse a file. Here they go on as they are, because some compute right what they
+    do not know by its version: TensorFlow Lite 2.16.1 the int8 weights of dense layers, for one. What a runtime makes
+    of a file, `mobileprune.runtime_checks` measures.
+
+    Raises:
+        ModelError: not a `.tflite`, or a damaged one.
+    """
+    read_graph(content)
+    model = unpacked(content)
+    set_metadata(model, ENTRY, _minimum(model).encode().ljust(ENTRY_BYTES, b"\0"))
+    return packed(model, attached_files(content))
+
+
 def unknown_ops(content: bytes) -> tuple[str, ...]:
     """The ops of a file about whose versions nothing is known here, sorted; custom ones count as `CUSTOM`.
 

@@ -295,6 +295,9 @@ class VariantRecord(Record):
             measured.
         validation_agreement: the same on the validation images, which recommendations read.
         latency: one entry for each device.
+        minimum_runtime: the oldest runtime that has every op of the file in the version that its types need.
+        float_ops: of a file of integer activations, the ops that compute in float, with their Keras layers.
+        notes: what else is to be said of it, as sentences.
     """
 
     file: str
@@ -316,6 +319,9 @@ class VariantRecord(Record):
     validation_agreement: float | None = None
     latency: tuple[Latency, ...] = ()
     runtimes: tuple[RuntimeCheck, ...] = ()
+    minimum_runtime: str = ""
+    float_ops: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

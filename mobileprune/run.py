@@ -127,11 +127,11 @@ class Run:
         """Keeps a variant's bytes beside the checkpoints until it has been verified."""
         write_bytes(self.checkpoints / "variants" / file, variant.content)
 
-    def kept_variant(self, model: str, recipe: str, file: str) -> Variant:
-        """What `keep_variant` kept."""
+    def kept_variant(self, model: str, recipe: str, file: str, precisions: tuple[str, ...] = ()) -> Variant:
+        """What `keep_variant` kept; `precisions` as of the variant."""
         path = self.checkpoints / "variants" / file
         try:
-            return Variant(model, recipe, path.read_bytes())
+            return Variant(model, recipe, path.read_bytes(), precisions)
         except OSError as error:
             raise OutputError(f"Cannot read {path}: {error.strerror}. Run again with --overwrite.") from error
 

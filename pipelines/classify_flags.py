@@ -51,13 +51,22 @@ def define() -> None:
     flags.DEFINE_float("learning_rate", 3e-3, "Peak while the base model trains.", lower_bound=0)
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
+    flags.DEFINE_integer(
+        "quantize_aware_epochs", 0, "Training of each model with the rounding of int8; 0 makes none.", lower_bound=0
+    )
+    flags.DEFINE_float("quantize_aware_learning_rate", 3e-4, "Peak while it trains with rounding.", lower_bound=0)
 
     sparsity_options.define(training=True)
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 
     shared_flags.define_export()
-    flags.DEFINE_float("max_drop", None, "Gate: points of test accuracy below base float32.")
+    flags.DEFINE_float(
+        "max_drop",
+        None,
+        "Gate: points of test accuracy below base float32. Models that lose more to int8 on validation data get a file "
+        "in mixed precision, int8_mixed.",
+    )
     flags.DEFINE_integer("max_bytes", None, "Gate: size of the file.")
     flags.DEFINE_float("max_latency_ms", None, "Gate: median latency on this machine.")
 

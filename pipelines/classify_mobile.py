@@ -5,8 +5,9 @@
   python pipelines/classify_mobile.py --dataset=path/to/photos --model=my.keras --train_epochs=0
 
 Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels removed until half of the
-multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50. Each is
-written in every recipe, verified against its Keras model, evaluated on the test images and timed on this machine.
+multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50;
+`--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`). Each is written in every recipe,
+verified against its Keras model on every runtime that is set up, evaluated on the test images and timed on this machine.
 A run that was killed goes on where it was when the same command is given again.
 
 Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop, --max_bytes and --max_latency_ms.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import classify_flags
+import export_show
 import export_stages
 import shared_flags
 from absl import app, flags
@@ -38,13 +40,17 @@ def classify() -> mp.Manifest:
         FLAGS.finetune_epochs, FLAGS.batch_size, FLAGS.finetune_learning_rate, FLAGS.augment, FLAGS.seed
     )
     first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
+    rounded = dataclasses.replace(
+        fine, epochs=FLAGS.quantize_aware_epochs, learning_rate=FLAGS.quantize_aware_learning_rate
+    )
+    exporting = shared_flags.export_settings("classify_mobile.py", max_drop=FLAGS.max_drop)
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
     options.check(base)  # a target that cannot be met is an error now, not after the training
     sparsity_options.check(base)
     s80, c50 = f"s{100 * sparsity_options.share():.0f}", options.cut_name()  # by default; the names follow the flags
     both = f"{c50}_{s80}"
-    run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine), FLAGS.overwrite)
+    run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine, rounded), FLAGS.overwrite)
 
     def reports(task: mp.Task) -> dict[str, Any]:
         return {
@@ -87,6 +93,12 @@ def classify() -> mp.Manifest:
         mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
         return mp.narrower(models["base"], mp.model_facts(models[c50]).macs)
 
+    def with_rounding(model: Any, stage: str) -> Any:
+        def aware(task: mp.Task) -> Any:
+            return fit(mp.quantize_aware(mp.hold_zeros(model), images), rounded, task, stage)
+
+        return run.model(stage, aware, measure, rounded.epochs)
+
     def measure(model: Any) -> dict[str, Any]:
         return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
 
@@ -101,9 +113,13 @@ def classify() -> mp.Manifest:
             models["control"] = run.model(
                 "control", lambda task: fit(narrow(models), as_long, task, "control"), measure, as_long.epochs
             )
-        return export_stages.export(
-            run, models, dataset, shared_flags.export_settings("classify_mobile.py", labelled=True)
-        )
+        if FLAGS.quantize_aware_epochs:
+            for name, model in list(models.items()):
+                stage = f"{name}_qat"
+                models[stage] = run.model(
+                    stage, lambda task, m=model, s=stage: aware(m, task, s), measure, rounded.epochs
+                )
+        return export_stages.export(run, models, dataset, exporting)
 
 
 def load() -> tuple[mp.Dataset, Any]:
@@ -148,13 +164,19 @@ def settings(dataset: mp.Dataset) -> dict[str, Any]:
 
 
 def steps(
-    tuned: tuple[str, ...], dataset: mp.Dataset, first: mp.TrainSettings, fine: mp.TrainSettings
+    tuned: tuple[str, ...],
+    dataset: mp.Dataset,
+    first: mp.TrainSettings,
+    fine: mp.TrainSettings,
+    rounded: mp.TrainSettings,
 ) -> dict[str, int]:
     """The stages in order, with about how long each takes in training steps."""
     images = len(dataset.train)
     control = {"control": first.steps(images) + fine.steps(images)} if FLAGS.control else {}
-    work = {"base": max(1, first.steps(images)), **dict.fromkeys(tuned, max(1, fine.steps(images)))}
-    return {**work, **control, **export_stages.STEPS}
+    work = {"base": max(1, first.steps(images)), **dict.fromkeys(tuned, max(1, fine.steps(images))), **control}
+    # A step with rounding takes about twice as long as one without.
+    aware = {f"{name}_qat": 2 * rounded.steps(images) for name in work} if rounded.epochs else {}
+    return {**work, **aware, **export_stages.STEPS}
 
 
 def tensorboard(stage: str) -> list[Any]:
@@ -169,7 +191,7 @@ def tensorboard(stage: str) -> list[Any]:
 def main(arguments: list[str]) -> int:
     classify_flags.apply_preset()
     limits = mp.Limits(FLAGS.max_drop, FLAGS.max_bytes, FLAGS.max_latency_ms)
-    return export_stages.run_pipeline(arguments, classify, out_dir, limits)
+    return export_show.run_pipeline(arguments, classify, out_dir, limits)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import export_show
 import export_stages
 import shared_flags
 from absl import app, flags
@@ -47,6 +48,7 @@ def define_flags() -> None:
 def compress() -> mp.Manifest:
     """The whole job; every stage is a function of the library, and `run` keeps what is finished."""
     model, dataset = load()
+    exporting = shared_flags.export_settings("compress_mobile.py", labelled=False)
     name = options.cut_name()
     images = dataset.calibration.images(FLAGS.calibration_images)
     mp.check_recipes(FLAGS.recipes, images)
@@ -82,9 +84,7 @@ def compress() -> mp.Manifest:
         models[name] = run.model(name, cut, measure)
         if zeros:
             models[zeros] = run.model(zeros, sparsify, measure)
-        return export_stages.export(
-            run, models, dataset, shared_flags.export_settings("compress_mobile.py", labelled=False)
-        )
+        return export_stages.export(run, models, dataset, exporting)
 
 
 def load() -> tuple[Any, mp.Dataset]:
@@ -115,7 +115,7 @@ def settings(dataset: mp.Dataset) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    return export_stages.run_pipeline(arguments, compress, out_dir, mp.Limits())
+    return export_show.run_pipeline(arguments, compress, out_dir, mp.Limits())
 
 
 if __name__ == "__main__":

@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.box
-from rich.table import Table
+from export_files import Making, make_files, recipes_of
 
 import mobileprune as mp
-from mobileprune.benchmark.arm64 import arm64_missing
-from mobileprune.benchmark.arm64_checks import compare_on_arm64
 from mobileprune.benchmark.host import benchmark_host
-from mobileprune.console import exit_code, make_console
 from mobileprune.data import Dataset, Split
-from mobileprune.errors import ConversionError, InterpreterError, SettingsError, VerificationError
+from mobileprune.errors import InterpreterError, VerificationError
 from mobileprune.evaluate import evaluate
 from mobileprune.files import file_digest, write_bytes
 from mobileprune.manifest import FILE as MANIFEST_FILE
@@ -33,12 +29,23 @@ from mobileprune.manifest import (
     versions,
     write_manifest,
 )
-from mobileprune.recipes import make_variants, recipe_named
-from mobileprune.recommend import Limits, baseline_of, meets, recommend
-from mobileprune.records import Json, Latency, Manifest, ModelPort, Port, Rejected, Variant, VariantRecord, Verification
+from mobileprune.min_runtime import minimum_runtime
+from mobileprune.recommend import recommend
+from mobileprune.records import (
+    Json,
+    Latency,
+    Manifest,
+    ModelPort,
+    Port,
+    Rejected,
+    RuntimeCheck,
+    Variant,
+    VariantRecord,
+    Verification,
+)
 from mobileprune.report.html import write_html
-from mobileprune.report.markdown import table_head, table_row, write_markdown
-from mobileprune.report.words import comparison_with_control, goals
+from mobileprune.report.markdown import write_markdown
+from mobileprune.runtime_checks import verify_runtimes
 from mobileprune.tflite_graph import read_graph
 from mobileprune.verify import reference_outputs, verify
 
@@ -47,12 +54,8 @@ Key = tuple[str, str]
 
 # How long each stage takes beside a training step, roughly: for the time left.
 STEPS = {"convert": 250, "verify": 60, "evaluate": 120, "benchmark": 250, "report": 20}
-# Below this share of zeros hardly any weight takes less room when its zeros are left out.
-SPARSE_FROM = 0.5
 # Emulated, an image takes seconds.
 ARM64_IMAGES = 2
-# As a share of the largest output; rounding makes 1e-6.
-ARM64_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,29 +63,37 @@ class ExportSettings:
     """How files are made and measured; the classifier's flags of the same names."""
 
     name: str
-    recipes: tuple[str, ...]
+    making: Making
     calibration_images: int
     verify_images: int
     threads: int
     benchmark_rounds: int
     tolerated_drop: float
     command: str
+    runtimes: tuple[str, ...] = ()
     labelled: bool = True
 
 
 def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: ExportSettings) -> Manifest:
     """Converts, verifies, evaluates and benchmarks every model in every recipe; writes files, manifest and report."""
-    zeros = {name: mp.sparsity(model) for name, model in models.items()}
+    making = settings.making
     files = {
         (model, recipe): f"{settings.name}_{model}_{recipe}.tflite"
-        for model in models
-        for recipe in settings.recipes
-        if zeros[model] >= SPARSE_FROM or not recipe_named(recipe).sparse
+        for model, keras_model in models.items()
+        for recipe in recipes_of(keras_model, making)
     }
-    run.depend("convert", {"files": sorted(files.values()), "calibration_images": settings.calibration_images})
-    converted = run.facts("convert", lambda task: _convert(task, run, models, dataset, settings, files))
-    made = {key: run.kept_variant(*key, file) for key, file in files.items() if not converted[file]["failed"]}
-    run.depend("verify", {"verify_images": settings.verify_images})
+    run.depend("convert", {**making.to_json(), "files": sorted(files.values()), "images": settings.calibration_images})
+    converted = run.facts(
+        "convert", lambda task: make_files(task, run, models, dataset, making, settings.calibration_images, files)
+    )
+    # A recipe of mixed precision has no file where nothing had to be raised.
+    files = {key: file for key, file in files.items() if file in converted}
+    made = {
+        key: run.kept_variant(*key, file, tuple(converted[file]["precisions"]))
+        for key, file in files.items()
+        if not converted[file]["failed"]
+    }
+    run.depend("verify", {"verify_images": settings.verify_images, "runtimes": settings.runtimes})
     checks = run.facts("verify", lambda task: _verify(task, models, dataset, settings, made, files))
     passed = {key: variant for key, variant in made.items() if not checks[files[key]]["failed"]}
     scores = run.facts("evaluate", lambda task: _evaluate(task, models, dataset, settings, passed, files))
@@ -94,7 +105,7 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
     failed = {file: _failure(stage.get(file, {}) for stage in stages) for file in files.values()}
     shipped = {files[key]: variant for key, variant in passed.items() if not failed[files[key]]}
     variants = tuple(
-        _record(file, variant, figures[variant.model], checks[file], scores[file], times[file]["latency"])
+        _record(file, variant, figures[variant.model], converted[file], checks[file], scores[file], times[file])
         for file, variant in shipped.items()
     )
     rejected = tuple(Rejected(file, reason) for file, reason in failed.items() if reason)
@@ -105,42 +116,23 @@ def _failure(results: Iterable[Json]) -> str:
     return next((result["failed"] for result in results if result.get("failed")), "")
 
 
-def _convert(
-    task: mp.Task, run: mp.Run, models: Any, dataset: Dataset, settings: ExportSettings, files: Mapping[Key, str]
-) -> Json:
-    calibration = dataset.calibration.images(settings.calibration_images)
-    found: Json = {}
-    for done, (name, model) in enumerate(models.items()):
-        mine = {recipe: file for (owner, recipe), file in files.items() if owner == name}
-        task.note(f"{name} in {len(mine)} recipes")
-        content = mp.to_float_flatbuffer(model)
-        for recipe, file in mine.items():
-            try:
-                (variant,) = make_variants(content, [recipe], calibration, name)
-            except (ConversionError, VerificationError) as error:  # what one recipe cannot do, another can
-                found[file] = {"failed": str(error)}
-                continue
-            run.keep_variant(variant, file)
-            found[file] = {"failed": ""}
-        task.advance((done + 1) * STEPS["convert"] // len(models))
-    return found
-
-
 def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettings, made: Any, files: Any) -> Json:
     images = dataset.validation.images(settings.verify_images)
+    labels = dataset.validation.labels[: len(images)] if settings.labelled else None
     expected = {name: reference_outputs(model, images) for name, model in models.items()}
-    on_arm64 = arm64_missing() is None  # sparse files run on kernels that this machine may not have
 
     def check(key: Key, variant: Variant) -> Json:
-        report = verify(expected[key[0]], variant, images, threads=settings.threads)
-        runtimes, failures = [report.runtime], list(report.failures)
-        if on_arm64 and recipe_named(variant.recipe).sparse:
-            found = compare_on_arm64(variant.content, images[:ARM64_IMAGES], name=files[key])
-            largest = float(np.abs(expected[key[0]][:ARM64_IMAGES]).max())
-            runtimes.append(found.device)
-            if found.agreement < 1 or found.max_abs_error > ARM64_TOLERANCE * largest:
-                failures.append(f"On {found.device} it answers otherwise: off by {found.max_abs_error:.2g}.")
-        return {"failed": " ".join(failures), "report": report.to_json(), "runtimes": runtimes}
+        outputs, threads = expected[key[0]], settings.threads
+        report = verify(outputs, variant, images, threads=threads, labels=labels, names=dataset.labels)
+        others = verify_runtimes(
+            outputs, variant, images, settings.runtimes, threads=threads, arm64_images=ARM64_IMAGES
+        )
+        failures = [*report.failures, *(f"On {each.runtime}: {each.reason}" for each in others.values() if each.reason)]
+        return {
+            "failed": " ".join(failures),
+            "report": report.to_json(),
+            "runtimes": [each.to_json() for each in others.values()],
+        }
 
     return _for_each(task, "verify", made, files, check)
 
@@ -209,8 +201,11 @@ def _benchmark(task: mp.Task, settings: ExportSettings, passed: Mapping[Any, Var
     }
 
 
-def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json, latency: Json) -> VariantRecord:
+def _record(
+    file: str, variant: Variant, figures: Any, made: Json, check: Json, score: Json, times: Json
+) -> VariantRecord:
     verified = Verification.from_json(check["report"])
+    others = tuple(RuntimeCheck.from_json(each) for each in check["runtimes"])
     graph = read_graph(variant.content)
     return VariantRecord(
         file=file,
@@ -225,8 +220,12 @@ def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json,
         input=_port(graph.inputs[0]),
         output=_port(graph.outputs[0]),
         verified=verified,
-        verified_runtimes=tuple(check["runtimes"]),
-        latency=(Latency.from_json(latency),),
+        verified_runtimes=(verified.runtime, *(each.runtime for each in others if each.passed)),
+        runtimes=others,
+        minimum_runtime=minimum_runtime(variant.content),
+        float_ops=tuple(made["float_ops"]),
+        notes=tuple(made["notes"]),
+        latency=(Latency.from_json(times["latency"]),),
         **score,
     )
 
@@ -303,48 +302,3 @@ def _forget(folder: Path) -> None:
         for entry in read_manifest(folder).variants:
             (folder / Path(entry.file).name).unlink(missing_ok=True)
         (folder / MANIFEST_FILE).unlink()
-
-
-def show(manifest: Manifest, folder: Path) -> None:
-    """Prints the table and the recommended files."""
-    console = make_console(132)
-    table = Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(("model", "recipe", *table_head(manifest)[1:])):
-        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)
-    baseline = baseline_of(manifest.variants)
-    for entry in manifest.variants:
-        style = "bold" if entry.file in manifest.recommended.values() else ""
-        table.add_row(entry.model, entry.recipe, *table_row(entry, baseline)[1:], style=style)
-    console.print(table)
-    for words, entry in goals(manifest):
-        console.print(f"{words}: {folder / entry.file}")
-    if sentence := comparison_with_control(manifest).replace("**", ""):
-        console.print(sentence)
-    for rejected in manifest.rejected:
-        console.print(f"Not shipped: {rejected.file}: {rejected.reason}")
-    if manifest.dataset["skipped"]:
-        console.print(f"Skipped {len(manifest.dataset['skipped'])} images; report.md names them.")
-    console.print(f"Report: {folder / 'report.html'}")
-
-
-def gate(manifest: Manifest, limits: Limits) -> int:
-    """The exit code: 3 when limits were given and no file meets them all."""
-    if not limits.any():
-        return 0
-    good = meets(manifest, limits)
-    print(f"Within all limits: {', '.join(good)}" if good else "No file is within all limits.")
-    return 0 if good else 3
-
-
-def run_pipeline(arguments: list[str], job: Callable[[], Manifest], folder: Callable[[], Path], limits: Limits) -> int:
-    """Runs a pipeline for the command line and returns its exit code: bad input is one line on stderr and a 2."""
-
-    def work() -> int:
-        if len(arguments) > 1:
-            raise SettingsError(f"Unexpected argument {arguments[1]!r}; see --help.")
-        mp.quiet_tensorflow()
-        manifest = job()
-        show(manifest, folder())
-        return gate(manifest, limits)
-
-    return exit_code(work)

@@ -7,14 +7,24 @@ from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
+from export_files import Making
 from export_stages import ExportSettings
 
 import mobileprune as mp
 from mobileprune import options
+from mobileprune.errors import SettingsError
+from mobileprune.histograms import METHODS
+from mobileprune.recipes import recipe_named
+from mobileprune.runtime_checks import RUNTIMES, runtime_missing, usable_runtimes
 
 FLAGS = flags.FLAGS
 # These change how files are made and measured, not the models: the stages that read them run anew.
-EXPORT = ("recipes", "verify_images", "threads", "benchmark_rounds", "tolerated_drop")
+EXPORT = (
+    *("recipes", "calibration_method", "strict_int8", "runtimes", "verify_images", "threads", "benchmark_rounds"),
+    *("tolerated_drop", "description", "author", "license"),
+)
+# What every file is verified on in any case.
+ALWAYS = "litert"
 
 
 def define_export() -> None:
@@ -22,21 +32,56 @@ def define_export() -> None:
     flags.DEFINE_list(
         "recipes",
         ["float32", "float16", "float16_sparse", "dynamic_int8", "int8"],
-        "How files are quantized; those that leave zeros out are made of sparse models only.",
+        "How files are quantized: names, or JSON files of rules. Sparse ones are made of sparse models only.",
     )
     options.define_calibration()
+    flags.DEFINE_enum("calibration_method", "minmax", ["minmax", *METHODS], "How int8 ranges follow from activations.")
+    flags.DEFINE_bool("strict_int8", False, "Refuse integer files in which an op computes in float.")
+    flags.DEFINE_list(
+        "runtimes", None, f"Files must pass on each of {', '.join(RUNTIMES)}. Default: all that are set up here."
+    )
+    for name in ("description", "author", "license"):
+        flags.DEFINE_string(name, "", f"The {name} in the files' metadata.")
     flags.DEFINE_integer("verify_images", 256, "Compared with the Keras model, for each file.", lower_bound=2)
     flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
     flags.DEFINE_integer("benchmark_rounds", 30, "Turns of each file, alternating with the others.", lower_bound=1)
     flags.DEFINE_float("tolerated_drop", 1.0, "Points on validation data that recommended files may lose.")
 
 
-def export_settings(pipeline: str, labelled: bool = True) -> ExportSettings:
+def making(max_drop: float | None = None) -> Making:
+    """The flags that say how files are made; `max_drop` as there."""
+    return Making(
+        recipes=tuple(recipe_named(name) for name in FLAGS.recipes),
+        calibration_method=FLAGS.calibration_method,
+        strict_int8=FLAGS.strict_int8,
+        max_drop=max_drop,
+        description=FLAGS.description,
+        author=FLAGS.author,
+        license=FLAGS.license,
+    )
+
+
+def runtimes() -> tuple[str, ...]:
+    """The runtimes of --runtimes without the one that files are verified on in any case.
+
+    Raises:
+        SettingsError: one that is not known or not set up here.
+    """
+    if FLAGS.runtimes is None:
+        return tuple(name for name in usable_runtimes() if name != ALWAYS)
+    for name in FLAGS.runtimes:
+        if missing := runtime_missing(name):
+            raise SettingsError(missing)
+    return tuple(name for name in dict.fromkeys(FLAGS.runtimes) if name != ALWAYS)
+
+
+def export_settings(pipeline: str, labelled: bool = True, max_drop: float | None = None) -> ExportSettings:
     """The flags that the second half of a pipeline reads."""
     given = [flag.serialize() for flag in _flags() if flag.present]
     return ExportSettings(
         name=mp.short_name(FLAGS.model),
-        recipes=tuple(FLAGS.recipes),
+        making=making(max_drop),
+        runtimes=runtimes(),
         calibration_images=FLAGS.calibration_images,
         verify_images=FLAGS.verify_images,
         threads=FLAGS.threads,
