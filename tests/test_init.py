@@ -17,6 +17,7 @@ SHADOWED = (
     "channel_groups",
     "sparse_path",
     "sparse_ready",
+    "quantize_aware",
 )
 
 
