@@ -7,7 +7,7 @@
 Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels removed until half of the
 multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50;
 `--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`). Each is written in every recipe,
-verified against its Keras model on every runtime that is set up, evaluated on the test images and timed on this machine.
+verified against its Keras model on every runtime that is set up, evaluated on the test images and timed here.
 A run that was killed goes on where it was when the same command is given again.
 
 Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop, --max_bytes and --max_latency_ms.
@@ -115,10 +115,7 @@ def classify() -> mp.Manifest:
             )
         if FLAGS.quantize_aware_epochs:
             for name, model in list(models.items()):
-                stage = f"{name}_qat"
-                models[stage] = run.model(
-                    stage, lambda task, m=model, s=stage: aware(m, task, s), measure, rounded.epochs
-                )
+                models[f"{name}_qat"] = with_rounding(model, f"{name}_qat")
         return export_stages.export(run, models, dataset, exporting)
 
 

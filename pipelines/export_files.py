@@ -78,8 +78,8 @@ def make_files(
     """Makes every file and keeps it.
 
     Returns:
-        For each file what went wrong (`failed`, empty if nothing), its `precisions`, the ops left in float (`float_ops`)
-        and `notes`.
+        For each file what went wrong (`failed`, empty if nothing), its `precisions`, the ops left in float
+        (`float_ops`) and `notes`.
     """
     calibration = dataset.calibration.images(calibration_images)
     kind: Any = "probabilities" if mp.gives_probabilities(models["base"]) else "logits"

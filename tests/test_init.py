@@ -20,6 +20,7 @@ SHADOWED = (
     "sparse_ready",
     "layer_errors",
     "verify_files",
+    "quantize_aware",
 )
 
 
