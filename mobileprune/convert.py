@@ -22,6 +22,9 @@ from mobileprune.noise import captured_noise, described
 from mobileprune.recipes import check_recipes, make_variants
 from mobileprune.records import Variant
 
+# Two threads that replace and put back the same methods would leave one's behind.
+_TRACING = threading.Lock()
+
 
 def convert(
     model: Any,
@@ -168,14 +171,15 @@ def _numbered_calls(model: Any, calls: list[Call]) -> Iterator[dict[int, tuple[i
         return call
 
     kinds = (keras.layers.Layer, keras.Operation)
-    originals = [kind.__call__ for kind in kinds]
-    try:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.__call__ = numbered(original, kind)
-        yield made
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.__call__ = original
+    with _TRACING:
+        originals = [kind.__call__ for kind in kinds]
+        try:
+            for kind, original in zip(kinds, originals, strict=True):
+                kind.__call__ = numbered(original, kind)
+            yield made
+        finally:
+            for kind, original in zip(kinds, originals, strict=True):
+                kind.__call__ = original
 
 
 def _makers(answer: Any, made: Mapping[int, tuple[int, Any]]) -> dict[str, int]:
