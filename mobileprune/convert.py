@@ -28,6 +28,9 @@ from mobileprune.uint8_io import with_uint8_io
 # Recipes that a quantization-aware model brings weights and ranges for.
 LEARNED_RECIPES = ("int8", "int8_float_io", "uint8_io")
 
+# Two threads that replace and put back the same methods would leave one's behind.
+_TRACING = threading.Lock()
+
 
 def convert(
     model: Any,
@@ -226,14 +229,15 @@ def _numbered_calls(model: Any, calls: list[Call]) -> Iterator[dict[int, tuple[i
         return call
 
     kinds = (keras.layers.Layer, keras.Operation)
-    originals = [kind.__call__ for kind in kinds]
-    try:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.__call__ = numbered(original, kind)
-        yield made
-    finally:
-        for kind, original in zip(kinds, originals, strict=True):
-            kind.__call__ = original
+    with _TRACING:
+        originals = [kind.__call__ for kind in kinds]
+        try:
+            for kind, original in zip(kinds, originals, strict=True):
+                kind.__call__ = numbered(original, kind)
+            yield made
+        finally:
+            for kind, original in zip(kinds, originals, strict=True):
+                kind.__call__ = original
 
 
 def _makers(answer: Any, made: Mapping[int, tuple[int, Any]]) -> dict[str, int]:

@@ -169,13 +169,18 @@ class _Namer:
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
             builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-            kind = (code.customCode or b"").decode() if _KINDS[builtin] == "CUSTOM" else _KINDS[builtin]
-            number = self._call(graph, op, kind, found, made)
+            kind = _KINDS.get(builtin, "OP") if code.customCode is None else code.customCode.decode()
+            op.inputs, op.outputs = ([int(at) for at in ([] if of is None else of)] for of in (op.inputs, op.outputs))
+            has_kernel = kind in KERNEL_OPS and len(op.inputs) > 1 and op.inputs[1] >= 0
+            kernel = graph.tensors[op.inputs[1]] if has_kernel else None
+            if kernel is not None and model.buffers[kernel.buffer].data is None:
+                kernel = None  # computed: no weight
+            number = self._call(op, kind, kernel, found, made)
             if number is not None:
                 layer = self._calls[number].layer
             else:  # what the converter adds of its own belongs to what it reads
                 layer = next((layers[index] for index in op.inputs if index in layers), "")
-            layers |= dict.fromkeys((int(index) for index in op.outputs), layer)
+            layers |= dict.fromkeys(op.outputs, layer)
             if not layer:
                 continue
             for index in op.outputs:
@@ -187,21 +192,19 @@ class _Namer:
         for tensor in graph.tensors:
             self.name(tensor, (tensor.name or b"").decode())
 
-    def _call(self, graph: Any, op: Any, kind: str, found: list[_Found], made: Mapping[int, int]) -> int | None:
+    def _call(self, op: Any, kind: str, kernel: Any, found: list[_Found], made: Mapping[int, int]) -> int | None:
         """The number of the call that an op belongs to, which may hold what several layers do."""
         own = [each for index in op.outputs for each in found[index]]
-        if kind in KERNEL_OPS and len(op.inputs) > 1 and op.inputs[1] >= 0:
+        last = [made[index] for index in op.outputs if index in made]  # the last op has lost its names
+        if kernel is not None:
             # Padding, batch normalization and activation went into the op whose kernel this is.
-            kernel = graph.tensors[op.inputs[1]]
             size = math.prod(int(extent) for extent in kernel.shape)
-            named = [int(number) for number, _ in (*found[op.inputs[1]], *own)]
+            named = [int(number) for number, _ in (*found[op.inputs[1]], *own)] + last
             # Some grouped convolutions lose their own name to the batch normalization behind them.
             near = (each for number in named for each in sorted(self._by_kernel[size], key=lambda at: abs(at - number)))
             number = next((number for number in named if size in self._calls[number].kernels), next(near, None))
             if number is not None:
                 return number
-        # The last op has lost its names.
-        last = [made[index] for index in op.outputs if index in made]
         alike = [int(number) for number, done in own if _alike(done, kind)]
         return min(alike or last or [int(number) for number, _ in own], default=None)
 

@@ -22,7 +22,7 @@ CLASSES = {
     "DEPTHWISE_CONV_2D": ("DepthwiseConv", "SeparableConv"),
     "TRANSPOSE_CONV": ("Transpose",),
     "FULLY_CONNECTED": ("Dense",),
-    "BATCH_MATMUL": ("MultiHeadAttention", "EinsumDense"),
+    "BATCH_MATMUL": ("MultiHeadAttention",),
     "MAX_POOL_2D": ("MaxPooling",),
     "AVERAGE_POOL_2D": ("AveragePooling",),
     "REDUCE_MAX": ("GlobalMaxPooling",),
