@@ -9,7 +9,7 @@ import types
 from typing import Any
 
 _HOMES = {
-    "data": ("Dataset", "Split", "default_preprocess", "load_dataset", "load_images", "read_labels"),
+    "data": ("Dataset", "Split", "default_preprocess", "folder_batches", "load_dataset", "load_images", "read_labels"),
     "files": ("file_digest",),
     "models": (
         *("build_model", "gives_probabilities", "input_contract", "is_model_file", "load_model", "output_count"),

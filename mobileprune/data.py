@@ -5,6 +5,7 @@ otherwise train; the test images are never part of them.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mobileprune.errors import DatasetError
 from mobileprune.image_folder import Folder, FolderPixels, Skipped, scan, scan_unlabelled
 from mobileprune.preprocess import Pixels, check_contract, to_uint8
 from mobileprune.records import Preprocess
-from mobileprune.splits import Dataset, Labels, Split, checked_seed
+from mobileprune.splits import Dataset, Images, Labels, Split, checked_seed
 
 __all__ = ["Dataset", "Skipped", "Split", "dataset_names", "default_preprocess", "load_dataset"]
 
@@ -107,6 +108,24 @@ def load_images(folder: str, preprocess: Preprocess, labels: tuple[str, ...], *,
     contract = check_contract(preprocess)
     found = scan_unlabelled(Path(folder), strict=strict)
     return _folder_dataset(Path(folder), found, labels, contract, f"of no known class in folder '{Path(folder).name}'")
+
+
+def folder_batches(folder: str, preprocess: Preprocess, batch_size: int = 32) -> Iterator[Images]:
+    """Images of a folder for calibration, batch by batch, read and preprocessed when they are asked for.
+
+    Args:
+        folder: the images, in it or in folders below it; half of them, 1,024 at most, as `load_images` cuts them.
+        preprocess: the model's contract.
+        batch_size: images held at once.
+
+    Raises:
+        DatasetError: see `mobileprune.image_folder.scan_unlabelled`.
+
+    Example:
+        >>> ranges = calibrate(content, folder_batches("photos", contract))  # doctest: +SKIP
+    """
+    for images, _ in load_images(folder, preprocess, ()).calibration.numpy_batches(batch_size):
+        yield images
 
 
 def read_labels(path: str, count: int) -> tuple[str, ...]:

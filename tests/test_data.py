@@ -9,8 +9,9 @@ from importlib import resources
 import numpy as np
 import pytest
 from photos import make_photo_folder
+from PIL import Image
 
-from mobileprune.data import dataset_names, default_preprocess, load_dataset
+from mobileprune.data import dataset_names, default_preprocess, folder_batches, load_dataset, load_images
 from mobileprune.datasets.fashion_mnist import (
     DEBIAN_FOLDER,
     EMBEDDED,
@@ -360,3 +361,16 @@ def test_damaged_idx_files_are_refused(idx_files, tmp_path, name, content, messa
     (folder / name).write_bytes(content)
     with pytest.raises(DatasetError, match=message):
         read_idx_folder(folder)
+
+
+def test_a_folder_gives_batches_for_calibration(tmp_path):
+    contract = Preprocess(12, 10, mean=(127.0,), std=(128.0,))
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    batches = list(folder_batches(str(tmp_path), contract, batch_size=4))
+    assert [batch.shape for batch in batches] == [(4, 12, 10, 3)] * 2 + [(2, 12, 10, 3)]
+    expected = load_images(str(tmp_path), contract, ()).calibration.images()
+    assert np.array_equal(np.concatenate(batches), expected)
+    with pytest.raises(DatasetError, match="is missing"):
+        next(folder_batches(str(tmp_path / "nowhere"), contract))
