@@ -16,7 +16,7 @@ ENTRY = "min_runtime_version"
 ENTRY_BYTES = 16
 OLDEST = "1.5.0"
 # Float activations with int4 weights in convolutions: no op version tells them from float weights, and TensorFlow Lite
-# 2.16.1, whose kernels load such a file, answers NaN or noise.
+# 2.16.1, whose kernels load such a file, answers NaN or noise. This is the release after it, itself not tried.
 INT4_WITH_FLOAT = "2.17.0"
 # The first runtime with version 1, 2, 3, … of each op, from TensorFlow Lite's `tools/versioning/runtime_version.cc` (as
 # of LiteRT 2.3). Up to 2.21 these are versions of TensorFlow; what is later exists in LiteRT only, which goes on
