@@ -16,7 +16,7 @@ ENTRY = "min_runtime_version"
 ENTRY_BYTES = 16
 OLDEST = "1.5.0"
 # Float activations with int4 weights in convolutions: no op version tells them from float weights, and TensorFlow Lite
-# 2.16.1, whose kernels load such a file, answers NaN or noise.
+# 2.16.1, whose kernels load such a file, answers NaN or noise. This is the release after it, itself not tried.
 INT4_WITH_FLOAT = "2.17.0"
 # The first runtime with version 1, 2, 3, … of each op, from TensorFlow Lite's `tools/versioning/runtime_version.cc` (as
 # of LiteRT 2.3). Up to 2.21 these are versions of TensorFlow; what is later exists in LiteRT only, which goes on
@@ -42,6 +42,7 @@ RUNTIMES = {
     "DEQUANTIZE": "1.13.1 1.14.0 1.15.0 2.2.0 2.7.0 2.18.0 2.21.0 2.22.0",
     "DIV": "1.6.0 2.3.0",
     "ELU": "1.14.0",
+    "EQUAL": "1.14.0 1.14.0 2.3.0 2.13.0 2.21.0",
     "EXP": "1.7.0 2.12.0",
     "EXPAND_DIMS": "1.10.0",
     "FLOOR": "1.9.0",
@@ -68,6 +69,7 @@ RUNTIMES = {
     "MIRROR_PAD": "1.13.1 2.3.0 2.12.0",
     "MUL": "1.5.0 1.14.0 1.15.0 2.3.0 2.6.0 2.11.0 2.13.0 2.23.0",
     "NEG": "1.9.0",
+    "NOT_EQUAL": "1.14.0 1.14.0 2.3.0 2.21.0",
     "ONE_HOT": "1.11.0",
     "PACK": "1.11.0 1.14.0 2.3.0 2.13.0",
     "PAD": "1.5.0 1.14.0 2.4.0 2.6.0 2.20.0",
@@ -89,6 +91,7 @@ RUNTIMES = {
     "REVERSE_V2": "1.14.0 2.2.0 2.5.0",
     "ROUND": "1.14.0",
     "RSQRT": "1.10.0 2.5.0 2.15.0",
+    "SELECT": "1.14.0 1.14.0 2.12.0 2.12.0",
     "SELECT_V2": "2.2.0 2.12.0",
     "SHAPE": "1.10.0",
     "SIN": "1.9.0 2.23.0",

@@ -316,6 +316,14 @@ def _abs(call: Call) -> int:
     return {"INT32": 5, "INT8": 2, "UINT8": 2}.get(call.kind(), 1)
 
 
+def _select(call: Call) -> int:
+    if call.kind() == "UINT32":
+        return 4
+    if 5 in (call.rank(position) for position in range(3)):
+        return 3
+    return 2 if call.kind() == "INT8" else 1
+
+
 def _divide(call: Call) -> int:
     return 2 if call.broadcasts_in_5d() else 1
 
@@ -372,7 +380,10 @@ _RULES: dict[str, Callable[[Call], int]] = {
     "SIN": _by_type(FLOAT16=2),
     "COS": _by_type(FLOAT16=2),
     "REVERSE_V2": _by_type(INT8=3, BOOL=2),
+    "SELECT": _select,
     "SELECT_V2": _by_type(UINT32=2),
+    "EQUAL": _by_type(INT16=5, STRING=3, INT8=2),
+    "NOT_EQUAL": _by_type(INT16=4, STRING=3, INT8=2),
     "LESS": _INT8_INT16,
     "GREATER_EQUAL": _INT8_INT16,
     **dict.fromkeys(("MAX_POOL_2D", "AVERAGE_POOL_2D", "TANH", "LOGISTIC"), _INT8_INT16),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 from architectures import ARCHITECTURES, randomise
+from op_architectures import OPS
 
 import mobileprune as mp
 from mobileprune.op_versions import OP_NAMES
@@ -20,7 +21,7 @@ MODES = ("float16", "dynamic", "int8", "int16x8")
 
 @functools.cache
 def network(name):
-    return randomise(ARCHITECTURES[name]())
+    return randomise({**ARCHITECTURES, **OPS}[name]())
 
 
 @functools.cache
@@ -80,7 +81,7 @@ def forgotten(content):
     return packed(model)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "pointwise_ops", "spatial_attention", "dense_on_many_axes"])
 def test_float_files_get_what_the_converter_wrote(name):
     content = converted(name)
     again = mp.with_versions(forgotten(content))
