@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Test processes: two suit the smallest machines.
 WORKERS ?= 2
 
-.PHONY: run test arm64 lint format lock clean
+.PHONY: run test arm64 runtimes lint format lock clean
 
 run: $(VENV)/.installed
 	$(BIN)/python pipelines/classify_mobile.py $(FLAGS)
@@ -17,6 +17,10 @@ test: lint
 # What runs files on ARM64, emulated or not; it says which system packages it wants. Tests that need it skip without.
 arm64: $(VENV)/.installed
 	$(BIN)/python -m mobileprune.benchmark.arm64_setup --lock requirements.lock
+
+# TensorFlow Lite 2.16.1, which an app may carry. Tests that need it skip without, as they do on Python 3.13.
+runtimes: $(BIN)/python
+	$(BIN)/python -m mobileprune.runtime_setup --if-supported
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -36,7 +40,7 @@ LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --
 	--no-emit-index-url
 
 clean:
-	rm -rf $(VENV) .arm64 build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .arm64 .runtimes build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v < (3, 14) else "mobileprune needs Python 3.11 to 3.13, this is %d.%d. Try: make PYTHON=python3.11 ..." % v[:2])'

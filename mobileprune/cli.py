@@ -100,7 +100,8 @@ def _inspect_tflite(path: Path) -> None:
     console = make_console(120)
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
-            scale = f", scale {tensor.scales[0]:.6g}, zero point {tensor.zero_points[0]}" if tensor.scales else ""
+            zero_point = tensor.zero_points[0] if tensor.zero_points else 0
+            scale = f", scale {tensor.scales[0]:.6g}, zero point {zero_point}" if tensor.scales else ""
             console.print(f"{kind} {tensor.name}: {tensor.dtype.lower()} {list(tensor.shape)}{scale}")
     for op, count in sorted(graph.histogram().items()):
         console.print(f"{count:5d} {op}")

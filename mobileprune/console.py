@@ -35,5 +35,6 @@ def exit_code(job: Callable[[], int]) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split())
+    """An error's message without line breaks, and without what else a terminal would obey."""
+    line = " ".join(str(error).split())
+    return "".join(each if each.isprintable() else "\ufffd" for each in line)

@@ -201,6 +201,25 @@ class Verification(Record):
 
 
 @dataclasses.dataclass(frozen=True)
+class RuntimeCheck(Record):
+    """What came of running a file on one runtime; made by `runtime_checks`.
+
+    Attributes:
+        runtime: the runtime with its version.
+        passed: whether it ran the file and answered what the Keras model answers, within the recipe's tolerance.
+        reason: why not; empty where it passed.
+        agreement: share of images with the same top-1 class, 0 to 1; None where the file did not run.
+        max_abs_error: largest absolute difference of any output; None where the file did not run.
+    """
+
+    runtime: str
+    passed: bool
+    reason: str = ""
+    agreement: float | None = None
+    max_abs_error: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage(Record):
     """One finished stage of a run. `accuracy` is measured on validation data; None where a stage has none."""
 
@@ -268,7 +287,8 @@ class VariantRecord(Record):
         input: what it takes.
         output: what it answers.
         verified: how it compares with that Keras model.
-        verified_runtimes: the runtimes that this was done with.
+        verified_runtimes: the runtimes that this was done with, and that the file passed on.
+        runtimes: what came of each runtime that it was tried on, those included that it failed on.
         accuracy: on the test split, 0 to 1; None without labels.
         validation_accuracy: the same on the validation split, which recommendations read.
         agreement: share of test images with the top-1 class of the unpruned Keras model; None where accuracy is
@@ -295,6 +315,7 @@ class VariantRecord(Record):
     agreement: float | None = None
     validation_agreement: float | None = None
     latency: tuple[Latency, ...] = ()
+    runtimes: tuple[RuntimeCheck, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from mobileprune.errors import ConversionError
-from mobileprune.tflite_graph import GraphTensor, read_graph
+from mobileprune.errors import ConversionError, ModelError
+from mobileprune.tflite_graph import DAMAGE, GraphTensor, read_graph
 
 FLOAT_WEIGHTS: dict[str, np.dtype[Any]] = {"FLOAT32": np.dtype(np.float32), "FLOAT16": np.dtype(np.float16)}
 # What a second tensor, its buffer, its dimensions and the op take in the file, measured: smaller savings are none.
@@ -41,7 +41,7 @@ def encode_sparse(content: bytes) -> bytes:
     Raises:
         ConversionError: the weights are integers; some are stored sparsely already; or there are too few zeros for any
             weight to become smaller. The message has the share of zeros.
-        ModelError: not a `.tflite`.
+        ModelError: not a `.tflite`, or a damaged one.
 
     Example:
         >>> len(content), len(encode_sparse(content))  # doctest: +SKIP
@@ -65,7 +65,12 @@ def encode_sparse(content: bytes) -> bytes:
             "room when stored sparsely: float32 needs more than 20 to 35% zeros in it, float16 more than 35 to 50%. "
             "Make the model sparse first (prune_low_magnitude), or use the dense recipe."
         )
-    return _rewritten(content, chosen)
+    try:
+        return _rewritten(content, chosen)
+    except DAMAGE as error:  # `read_graph` does not look at every field, and here all are copied
+        raise ModelError(
+            f"The .tflite is damaged: {type(error).__name__}: {error}. Convert the model again."
+        ) from error
 
 
 class _Rows:

@@ -238,9 +238,11 @@ def _tensor(index: int, tensor: Any, model: Any, content: bytes, types: dict[int
         raise ValueError(f"tensor {index} of shape {shape} has {len(scales)} scales on axis {axis}")
     if zero_points and len(zero_points) != len(scales):
         raise ValueError(f"tensor {index} has {len(scales)} scales and {len(zero_points)} zero points")
-    if data is not None and not read.sparse and read.dtype != "STRING":
+    if data is not None and read.dtype != "STRING":
         bits = BITS.get(read.dtype) or _dtype(read.dtype).itemsize * 8
-        if min(shape, default=1) < 0 or len(data) != (read.size * bits + 7) // 8:
+        dense = (read.size * bits + 7) // 8
+        fits = 8 * len(data) % bits == 0 and len(data) <= dense if read.sparse else len(data) == dense
+        if min(shape, default=1) < 0 or not fits:
             raise ValueError(f"tensor {index}, {read.dtype} of shape {shape}, has {len(data)} bytes of data")
     return read
 
@@ -263,7 +265,7 @@ def _values(tensor: GraphTensor) -> np.ndarray:
         packed = np.frombuffer(tensor.data, np.uint8)
         values = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[: tensor.size]
         return np.where(values > 7, values.astype(np.int8) - 16, values) if tensor.dtype == "INT4" else values
-    if tensor.dtype in BITS:
+    if tensor.dtype in BITS or tensor.dtype == "STRING":
         raise ModelError(f"{tensor.name!r} holds {tensor.dtype}, whose values cannot be read here.")
     if tensor.dtype == "BFLOAT16":  # NumPy has no such type; zero is 0x0000 or 0x8000
         return np.frombuffer(tensor.data, np.uint16) & 0x7FFF
@@ -296,7 +298,9 @@ def _checked(index: int, limit: int, kind: str, lowest: int = 0) -> int:
 
 
 def _text(value: bytes | None) -> str:
-    return (value or b"").decode()
+    text = (value or b"").decode()
+    # Names end up on terminals, and a file may name a tensor what moves a cursor or ends a line.
+    return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def _op_name(code: Any, names: dict[int, str]) -> str:

@@ -1,6 +1,7 @@
 """Runs a `.tflite` in a process of its own, so that whatever the file does, it does not do it here."""
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -14,12 +15,17 @@ from typing import IO, Any, NoReturn, Self
 
 import numpy as np
 
-from mobileprune.errors import InterpreterError
+from mobileprune.errors import InterpreterError, SettingsError
+from mobileprune.runtimes import find_interpreter, interpreter_missing
 from mobileprune.tflite_worker import FrameError, Header, read_frame, send_frame
 
 # Images per request: many enough to hide the pipe, few enough that a time limit for one request means something.
 CHUNK = 32
 STDERR_TAIL_BYTES = 2000
+# What a child may allocate: more than any phone has for an app, and less than a wrong size in a file can ask for.
+MEMORY_LIMIT = 4 << 30
+# An input of more values is no image, and would be made in this process.
+MOST_NOISE = 1 << 26
 # What the runtime says on every start; it explains no crash.
 NOISE = ("INFO: Created TensorFlow Lite XNNPACK delegate", "INFO: Initialized TensorFlow Lite runtime")
 
@@ -40,7 +46,7 @@ class RunnerFacts:
     """What the runtime says of a loaded file.
 
     Attributes:
-        runtime: the runtime with its version, `"LiteRT 2.3.0"`.
+        runtime: the runtime with its version, `"LiteRT 2.3.0"`, `"TensorFlow Lite 2.16.1"`, ….
         accelerator: `"XNNPACK"` when that delegate took at least a part of the graph, else `"none"`.
         inputs: the input tensors.
         outputs: the output tensors.
@@ -68,8 +74,11 @@ class TfliteRunner:
             killed.
         name: what errors call the file; its path by default.
         keep_tensors: run the runtime's own kernels, without XNNPACK, and keep every tensor for `tensors`.
+        runtime: which one runs it, by name (see `mobileprune.runtimes`).
+        memory_limit: bytes that the child may allocate.
 
     Raises:
+        SettingsError: there is no such runtime, or it is not set up.
         InterpreterError: on entering or in any method: the file cannot be read, the runtime refuses it, or the child
             crashed, hung or answered rubbish. The child is gone then.
 
@@ -86,16 +95,26 @@ class TfliteRunner:
         *,
         name: str | None = None,
         keep_tensors: bool = False,
+        runtime: str = "litert",
+        memory_limit: int = MEMORY_LIMIT,
     ) -> None:
         if threads < 1:
             raise InterpreterError(f"threads is {threads}; at least 1 is needed.")
-        self._source = content_or_path
+        self._interpreter = find_interpreter(runtime)
+        if missing := interpreter_missing(runtime):
+            raise SettingsError(missing)
         self._threads = threads
         self._timeout_s = timeout_s
         self._keep_tensors = keep_tensors
-        self.name = name or ("the .tflite" if isinstance(content_or_path, bytes) else str(content_or_path))
+        self._memory_limit = memory_limit
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
+        self._stderr_start = 0
+        self._set_source(content_or_path, name)
+
+    def _set_source(self, content_or_path: bytes | str | Path, name: str | None) -> None:
+        self._source = content_or_path
+        self.name = name or ("the .tflite" if isinstance(content_or_path, bytes) else str(content_or_path))
 
     @property
     def pid(self) -> int | None:
@@ -107,9 +126,12 @@ class TfliteRunner:
         if self._process is not None:
             return
         # -P and the explicit path: neither a numpy.py in the working directory nor a source checkout is an obstacle.
-        paths = [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+        paths = [str(self._interpreter.path or ""), str(Path(__file__).resolve().parent.parent)]
+        paths.append(os.environ.get("PYTHONPATH", ""))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        environment.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow Lite's package says hello otherwise
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - close() ends it
+        self._stderr_start = 0
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mobileprune.tflite_worker"],
@@ -131,11 +153,31 @@ class TfliteRunner:
             raise
         return self
 
+    def load(self, content_or_path: bytes | str | Path, *, name: str | None = None) -> None:
+        """Loads another file in the place of the present one, which saves the start of another child.
+
+        Raises:
+            InterpreterError: as on the class; the next call of `load` then starts a new child where this one is gone.
+        """
+        self._set_source(content_or_path, name)
+        self.start()
+        self._load()
+
     def _load(self) -> None:
+        if self._stderr is not None:
+            self._stderr_start = self._stderr.seek(0, os.SEEK_END)
+        request: Header = {
+            "command": "load",
+            "threads": self._threads,
+            "library": self._interpreter.library,
+            "delegate": self._interpreter.delegate,
+            "memory_limit": self._memory_limit,
+            "keep_tensors": self._keep_tensors,
+        }
         if not isinstance(self._source, bytes):
             if not Path(self._source).is_file():
                 raise InterpreterError(f"{self.name} is not a file. Give the path of a .tflite.")
-            self._load_path(Path(self._source).resolve())
+            self._request({**request, "path": str(Path(self._source).resolve())})
             return
         # By path, as on a phone: bytes handed over would be held twice and spoil the memory figure. The runtime maps
         # the file, so its name can go as soon as it is loaded.
@@ -145,11 +187,7 @@ class TfliteRunner:
                 path.write_bytes(self._source)
             except OSError as error:
                 raise InterpreterError(f"{self.name}: no room for a temporary copy in {folder}: {error}.") from error
-            self._load_path(path)
-
-    def _load_path(self, path: Path) -> None:
-        wanted = {"path": str(path), "threads": self._threads, "keep_tensors": self._keep_tensors}
-        self._request({"command": "load", **wanted})
+            self._request({**request, "path": str(path)})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -234,7 +272,7 @@ class TfliteRunner:
         header, _ = self._request({"command": "facts"})
         try:
             return RunnerFacts(
-                runtime=f"LiteRT {header['version']}",
+                runtime=str(header["runtime"]),
                 accelerator=header["accelerator"],
                 inputs=tuple(_tensor_facts(tensor) for tensor in header["inputs"]),
                 outputs=tuple(_tensor_facts(tensor) for tensor in header["outputs"]),
@@ -311,11 +349,35 @@ class TfliteRunner:
         if self._stderr is None:
             return ""
         size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - STDERR_TAIL_BYTES))
+        self._stderr.seek(max(self._stderr_start, size - STDERR_TAIL_BYTES))
         lines = self._stderr.read().decode(errors="replace").splitlines()
         self._stderr.seek(0, os.SEEK_END)  # the child shares the position
         kept = [line.strip() for line in lines if line.strip() and not line.startswith(NOISE)]
         return f" It said: {' | '.join(kept[-5:])}" if kept else ""
+
+
+def noise_images(shape: Sequence[int], name: str, count: int = 1, seed: int = 0) -> np.ndarray:
+    """Images of noise for an input: what to time a file with. All zeros, or denormals, might take another time.
+
+    Args:
+        shape: the input's, the batch first; the file says it, and may say anything.
+        name: what errors call the file.
+        count: how many images.
+        seed: of the noise.
+
+    Returns:
+        float32 (count, *shape[1:]).
+
+    Raises:
+        InterpreterError: the input has no values, or far more than an image has.
+    """
+    sizes = tuple(shape[1:])
+    if min(sizes, default=1) < 1 or math.prod(sizes) * count > MOST_NOISE:
+        raise InterpreterError(
+            f"{name} takes input of shape {tuple(shape)}; every size but the batch must be 1 or more, and {count} "
+            f"images of at most {MOST_NOISE:,} values in all."
+        )
+    return np.random.default_rng(seed).normal(size=(count, *sizes)).astype(np.float32)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -5,9 +5,11 @@
 lists as `[dtype, shape]`. Nothing is pickled: the other side may be hostile.
 
 The parent's side is :class:`mobileprune.tflite_runner.TfliteRunner`. This module must start fast: it imports NumPy
-and the runtime, and neither Keras nor TensorFlow.
+and the runtime, and neither Keras nor TensorFlow. It runs with older versions of NumPy, too: an older runtime needs one
+(see `mobileprune.runtimes`).
 """
 
+import importlib
 import json
 import math
 import os
@@ -23,6 +25,11 @@ import numpy as np
 MAX_HEADER_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 31
 DTYPES = ("float32", "int64")
+# What each module of an interpreter is called in records, before its version.
+LIBRARIES = {"ai_edge_litert": "LiteRT", "tflite_runtime": "TensorFlow Lite"}
+
+# What a file that no runtime can use, or a request that does not fit it, raises here.
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, RuntimeError)
 
 Header = dict[str, Any]
 
@@ -57,7 +64,7 @@ def read_frame(stream: IO[bytes]) -> tuple[Header, list[np.ndarray]] | None:
         raise FrameError(f"A header of {size} bytes is announced; at most {MAX_HEADER_BYTES} are allowed.")
     try:
         header = json.loads(_exactly(stream, size))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise FrameError(f"The header is not JSON: {error}.") from error
     if not isinstance(header, dict) or not isinstance(header.get("arrays"), list):
         raise FrameError("The header is not an object with a list of arrays.")
@@ -88,23 +95,37 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 class Session:
     """One loaded file and what has been measured on it.
 
-    With `keep_tensors` every tensor can be read after an inference. That takes the runtime's own kernels: a delegate
-    keeps what is inside its part to itself.
+    Args:
+        path: the file.
+        threads: for the kernels.
+        library: the interpreter's package, one of LIBRARIES.
+        delegate: whether XNNPACK may take what it can; without it the runtime's own kernels run.
+        keep_tensors: whether every tensor can be read after an inference. That takes the runtime's own kernels: a
+            delegate keeps what is inside its part to itself.
     """
 
-    def __init__(self, path: str, threads: int, keep_tensors: bool = False) -> None:
-        import ai_edge_litert
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        self.version = str(ai_edge_litert.__version__)
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        library: str = "ai_edge_litert",
+        delegate: bool = True,
+        keep_tensors: bool = False,
+    ) -> None:
+        if library not in LIBRARIES:
+            raise ValueError(f"there is no runtime {library!r}")
+        runtime = importlib.import_module(f"{library}.interpreter")
+        version = importlib.import_module(library).__version__
+        delegate = delegate and not keep_tensors
+        self.runtime = f"{LIBRARIES[library]} {version}{'' if delegate else ' without XNNPACK'}"
+        resolvers = runtime.OpResolverType
+        resolver = resolvers.AUTO if delegate else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         self.memory_before = _start_memory_peak()
         begin = time.perf_counter_ns()
-        self.interpreter = Interpreter(
+        self.interpreter = runtime.Interpreter(
             model_path=path,
             num_threads=threads,
-            experimental_op_resolver_type=(
-                OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if keep_tensors else OpResolverType.AUTO
-            ),
+            experimental_op_resolver_type=resolver,
             experimental_preserve_all_tensors=keep_tensors,
         )
         self.details: dict[int, Any] = {}
@@ -119,6 +140,8 @@ class Session:
     def run(self, images: np.ndarray) -> list[np.ndarray]:
         """Every output for `images` (N, H, W, C), as float32 with N first."""
         detail = self._only_input()
+        if not self.outputs:
+            raise ValueError("the file has no outputs")
         batch = self._batch(images)
         collected: list[list[np.ndarray]] = [[] for _ in self.outputs]
         for start in range(0, len(images), batch):
@@ -166,7 +189,7 @@ class Session:
         # The public interface does not say whether a delegate took the graph; the op list does.
         ops = [str(op["op_name"]) for op in self.interpreter._get_ops_details()]
         return {
-            "version": self.version,
+            "runtime": self.runtime,
             "inputs": [_facts_of(detail) for detail in self.inputs],
             "outputs": [_facts_of(detail) for detail in self.outputs],
             "accelerator": "XNNPACK" if "DELEGATE" in ops else "none",
@@ -231,6 +254,23 @@ def _facts_of(detail: Any) -> Header:
     }
 
 
+def _set_limits(memory: int | None) -> None:
+    """Lets no file take the machine's memory, or leave its own on the disk when it crashes.
+
+    A tensor's size is one field of a file, and wrong ones ask for anything up to what an address can name.
+    """
+    if not sys.platform.startswith("linux"):  # elsewhere a limit of memory has no effect
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if memory is not None:
+        # What is allocated, with neither mapped files nor address space that is only set aside.
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = int(memory) if hard == resource.RLIM_INFINITY else min(int(memory), hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 def _start_memory_peak() -> int:
     """Forgets the peak that start-up reached and returns what is resident now, in bytes."""
     clear = Path("/proc/self/clear_refs")
@@ -267,7 +307,11 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         results: list[np.ndarray] = []
         try:
             if command == "load":
-                session = Session(header["path"], header["threads"], bool(header.get("keep_tensors")))
+                session = None  # a file that fails to load does not leave the one before it in its place
+                _set_limits(header.get("memory_limit"))
+                library, delegate = header.get("library", "ai_edge_litert"), header.get("delegate", True)
+                keep_tensors = bool(header.get("keep_tensors"))
+                session = Session(header["path"], header["threads"], library, delegate, keep_tensors)
             elif session is None:
                 raise ValueError("no file is loaded")
             elif command == "run":
@@ -280,8 +324,8 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 reply = session.facts()
             else:
                 raise ValueError(f"there is no command {command!r}")
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError, OSError) as error:
-            reply = {"error": f"{type(error).__name__}: {error}"}
+        except (*REFUSALS, ImportError, MemoryError, OSError) as error:
+            reply = {"error": f"{type(error).__name__}: {str(error) or 'no reason was given'}"}
             results = []
         send_frame(answers, reply, results)
 

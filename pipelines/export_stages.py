@@ -233,8 +233,10 @@ def _record(file: str, variant: Variant, figures: Any, check: Json, score: Json,
 
 def _port(tensor: Any) -> Port:
     """A tensor of the graph as the manifest says it; a float one has no scale."""
-    scale, zero_point = (float(tensor.scales[0]), int(tensor.zero_points[0])) if tensor.scales else (None, None)
-    return Port(tensor.dtype.lower(), tuple(tensor.shape), scale, zero_point)
+    if not tensor.scales:
+        return Port(tensor.dtype.lower(), tuple(tensor.shape))
+    zero_point = int(tensor.zero_points[0]) if tensor.zero_points else 0
+    return Port(tensor.dtype.lower(), tuple(tensor.shape), float(tensor.scales[0]), zero_point)
 
 
 def _report(

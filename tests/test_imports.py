@@ -10,6 +10,8 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
+    {"runtime_setup"},
+    {"runtimes"},
     {
         *("schedules", "masks", "noise", "files", "graph", "union", "second_order"),
         *("tflite_graph", "tflite_runner"),
@@ -36,7 +38,7 @@ LAYERS = (
         "benchmark.arm64_checks",
         "console",
     },
-    {"calibration", "sparse_ready", "mixed_recipe"},
+    {"calibration", "sparse_ready", "mixed_recipe", "runtime_checks"},
     {"recipes"},
     {
         "image_folder",
@@ -253,7 +255,7 @@ def test_what_runs_files_needs_neither_keras_nor_tensorflow(package):
         "tflite_runner",
         "tflite_worker",
         "evaluate",
-        "verify",
+        *("verify", "runtime_checks"),
         "benchmark",
         "benchmark.host",
         "benchmark.arm64_checks",

@@ -4,7 +4,17 @@ import json
 import pytest
 
 from mobileprune.errors import OutputError, VerificationError
-from mobileprune.records import ClassChanges, Latency, Port, Preprocess, Stage, Variant, VariantRecord, Verification
+from mobileprune.records import (
+    ClassChanges,
+    Latency,
+    Port,
+    Preprocess,
+    RuntimeCheck,
+    Stage,
+    Variant,
+    VariantRecord,
+    Verification,
+)
 
 VERIFIED = Verification(
     images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
@@ -37,6 +47,7 @@ RECORD = VariantRecord(
     verified=VERIFIED,
     verified_runtimes=("a", "b"),
     latency=(LATENCY, LATENCY),
+    runtimes=(RuntimeCheck("a", True, "", 0.97, 0.5), RuntimeCheck("b", False, "It crashed.")),
 )
 
 

@@ -103,3 +103,57 @@ def test_damaged_files_are_refused_on_one_line_or_read():
             messages.append(str(error))
     assert len(messages) > 100
     assert not any("\n" in message for message in messages)
+
+
+def rewritten(content, change):
+    """The file with what `change` does to its main graph's object."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    change(model, model.subgraphs[0])
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def largest(model, graph):
+    """The tensor with the most bytes."""
+
+    def size(tensor):
+        data = model.buffers[tensor.buffer].data
+        return 0 if data is None else len(data)
+
+    return max(graph.tensors, key=size)
+
+
+@pytest.mark.parametrize("more", [4, -1])
+def test_a_sparse_weight_has_whole_values_and_not_more_than_its_shape(more):
+    def change(model, graph):
+        from ai_edge_litert import schema_py_generated as schema
+
+        weight = largest(model, graph)
+        weight.sparsity = schema.SparsityParametersT()
+        buffer = model.buffers[weight.buffer]
+        buffer.data = np.resize(buffer.data, len(buffer.data) + more)
+
+    with pytest.raises(ModelError, match=r"damaged.*bytes of data"):
+        read_graph(rewritten(variants()["float32"].content, change))
+
+
+def test_weights_without_numbers_are_refused_when_they_are_counted():
+    def change(model, graph):
+        from ai_edge_litert import schema_py_generated as schema
+
+        largest(model, graph).type = schema.TensorType.STRING
+
+    with pytest.raises(ModelError, match="holds STRING"):
+        read_graph(rewritten(variants()["float32"].content, change)).zero_fraction()
+
+
+def test_names_hold_nothing_that_a_terminal_obeys():
+    def change(model, graph):
+        graph.tensors[graph.inputs[0]].name = b"ima\x1b[2Jge\n\xc3\xa9"
+
+    (image,) = read_graph(rewritten(variants()["float32"].content, change)).inputs
+    assert image.name == "ima\ufffd[2Jge\ufffdé"

@@ -20,6 +20,7 @@ from mobileprune.tflite_runner import CHUNK, TfliteRunner
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
     """Where temporary files go; empty again at the end."""
+    variants()  # the converter leaves files behind
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield tmp_path
     assert list(tmp_path.iterdir()) == []
@@ -78,6 +79,49 @@ def test_facts_and_times():
     assert facts.init_ms > 0
     assert facts.first_ms > 0
     assert 0 < facts.peak_memory_bytes < 200e6
+
+
+def test_a_child_takes_one_file_after_another():
+    with TfliteRunner(variants()["float32"].content, name="a.tflite") as runner:
+        pid = runner.pid
+        runner.load(variants()["int8"].content, name="b.tflite")
+        assert runner.facts.inputs[0].dtype == "int8"
+        with pytest.raises(InterpreterError, match=r"^c\.tflite: "):
+            runner.load(b"rubbish", name="c.tflite")
+        with pytest.raises(InterpreterError, match="no file is loaded"):  # nor is the one before it
+            runner.run(images(1))
+        runner.load(variants()["float32"].content)
+        assert runner.pid == pid
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(InterpreterError, match="SIGKILL"):
+            runner.load(variants()["int8"].content)
+        runner.load(variants()["int8"].content)  # in another child
+        assert runner.pid not in (None, pid)
+        assert len(runner.run(images(1))) == 1
+
+
+def test_what_was_said_of_one_file_is_not_said_of_the_next():
+    wrong = np.zeros((1, SIZE, SIZE, 1), np.float32)
+    with TfliteRunner(variants()["float32"].content) as runner:
+        runner._stderr.write(b"boom\n")  # the child writes to the same file
+        runner._stderr.flush()
+        with pytest.raises(InterpreterError, match=r"It said: boom$"):
+            runner.run(wrong)
+        runner.load(variants()["int8"].content)
+        with pytest.raises(InterpreterError, match=r"have shape \(1, 16, 16, 1\)$"):
+            runner.run(wrong)
+
+
+def test_a_file_without_outputs_is_told_so():
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(variants()["float32"].content, 0))
+    model.subgraphs[0].outputs, model.signatureDefs = [], []
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with TfliteRunner(bytes(builder.Output())) as runner, pytest.raises(InterpreterError, match="has no outputs"):
+        runner.run(images(1))
 
 
 def test_several_outputs_need_run_all():

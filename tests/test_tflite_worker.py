@@ -37,6 +37,7 @@ def test_a_frame_comes_back_as_it_was_sent():
         frame(b"\xff\xfe"),
         frame(b"not json"),
         frame([1]),
+        frame(b"[" * 100_000),
         frame({"arrays": 3}),
         frame({"arrays": [["object", [1]]]}, b"12345678"),
         frame({"arrays": [["float32", [-1]]]}),
@@ -81,8 +82,10 @@ def test_errors_are_answers_and_the_worker_goes_on(tmp_path):
         {"command": "load", "path": str(bad), "threads": 1},
         {"command": "load", "path": str(tmp_path / "missing.tflite"), "threads": 1},
         {"command": "load"},
+        {"command": "load", "path": str(bad), "threads": 1, "library": "os"},
         {"command": "quit"},
         {"command": "facts"},
     )
-    assert [sorted(answer) for answer in answers] == [["error"]] * 4
+    assert [sorted(answer) for answer in answers] == [["error"]] * 5
     assert "no file is loaded" in answers[0]["error"]
+    assert "no runtime 'os'" in answers[4]["error"]

@@ -11,7 +11,7 @@ from mobileprune.benchmark.statistics import median_ratio, percentiles
 from mobileprune.errors import InterpreterError, SettingsError
 from mobileprune.records import Latency, Variant
 from mobileprune.tflite_graph import TfliteGraph
-from mobileprune.tflite_runner import TfliteRunner
+from mobileprune.tflite_runner import TfliteRunner, noise_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ def sparse_kernels(content: bytes, *, timeout_s: float = 300.0, name: str = "the
         SparseKernels(sparse=13, pointwise=13)
     """
     graph = parsed(content, name)
-    done = run_on_arm64(content, _noise(graph), operators=True, timeout_s=timeout_s, name=name)
+    images = noise_images(graph.inputs[0].shape, name)
+    done = run_on_arm64(content, images, operators=True, timeout_s=timeout_s, name=name)
     return SparseKernels(sum(each.sparse for each in done.operators), _pointwise(graph), done.operators)
 
 
@@ -88,7 +89,7 @@ def compare_on_arm64(
         As `run_on_arm64`; InterpreterError also if the file fails here.
     """
     if images is None:
-        images = _noise(parsed(content, name), count=4)
+        images = noise_images(parsed(content, name).inputs[0].shape, name, count=4)
     with TfliteRunner(content, timeout_s=timeout_s, name=name) as runner:
         expected = runner.run_all(images)
     done = run_on_arm64(content, images, timeout_s=timeout_s, name=name)
@@ -176,7 +177,7 @@ def benchmark_arm64(
                 turns[index].append(
                     run_on_arm64(
                         variant.content,
-                        _noise(parsed(variant.content, name), seed),
+                        noise_images(parsed(variant.content, name).inputs[0].shape, name, seed=seed),
                         threads=threads,
                         runs=runs,
                         operators=number == 0,  # says whether XNNPACK ran; costs a look at the clock for each
@@ -201,12 +202,6 @@ def _pointwise(graph: TfliteGraph) -> int:
         if op.name == "CONV_2D" and len(op.inputs) > 1 and op.inputs[1] >= 0
     ]
     return sum(len(shape) == 4 and shape[1:3] == (1, 1) for shape in shapes)
-
-
-def _noise(graph: TfliteGraph, seed: int = 0, count: int = 1) -> np.ndarray:
-    """Images of noise. Values do not change the time, but all zeros or denormals might."""
-    shape = graph.inputs[0].shape[1:]
-    return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
 
 
 def _latency(turns: Sequence[Arm64Run], baseline: Sequence[Arm64Run] | None, threads: int, seed: int) -> Latency:

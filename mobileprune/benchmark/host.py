@@ -19,7 +19,7 @@ import numpy as np
 from mobileprune.benchmark.statistics import median_ratio, percentiles, warm_up
 from mobileprune.errors import InterpreterError, SettingsError
 from mobileprune.records import Latency, Variant
-from mobileprune.tflite_runner import RunnerFacts, TfliteRunner
+from mobileprune.tflite_runner import RunnerFacts, TfliteRunner, noise_images
 
 # A slow model gets fewer rounds than asked for, but never fewer than a bootstrap can use.
 FEWEST_ROUNDS = 5
@@ -131,8 +131,7 @@ def _prepare(contestant: _Contestant, seed: int) -> None:
     inputs = contestant.runner.facts.inputs
     if len(inputs) != 1:
         raise InterpreterError(f"{contestant.runner.name} has {len(inputs)} inputs; only files with one can be timed.")
-    # Values do not change the time, but all zeros or denormals might.
-    contestant.image = np.random.default_rng(seed).normal(size=(1, *inputs[0].shape[1:])).astype(np.float32)
+    contestant.image = noise_images(inputs[0].shape, contestant.runner.name, seed=seed)
 
 
 def _burst(contestant: _Contestant) -> np.ndarray:

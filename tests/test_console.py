@@ -1,0 +1,16 @@
+from mobileprune.console import exit_code, one_line
+from mobileprune.errors import ModelError
+
+
+def test_an_error_is_one_line_that_no_terminal_obeys():
+    assert one_line(ModelError("The file\n  is \x1b[31mdamaged\x07.")) == "The file is \ufffd[31mdamaged\ufffd."
+    assert one_line(ModelError("Größe: 1×1 …")) == "Größe: 1×1 …"
+
+
+def test_an_error_is_printed_and_two_is_the_exit_code(capsys):
+    def job():
+        raise ModelError("No\nmodel.")
+
+    assert exit_code(job) == 2
+    assert capsys.readouterr().err == "error: No model.\n"
+    assert exit_code(lambda: 0) == 0
