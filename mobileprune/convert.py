@@ -21,12 +21,10 @@ from mobileprune.layer_names import Call, call_scope, with_layer_names
 from mobileprune.mixed_recipe import Recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.quantize_aware import check_ranges, is_quantize_aware, strip_quantization
-from mobileprune.recipes import RECIPES, check_learned, check_recipes, make_variants
+from mobileprune.recipes import LEARNED_RECIPES, RECIPES, check_learned, check_recipes, make_variants
 from mobileprune.records import Variant
 from mobileprune.uint8_io import with_uint8_io
 
-# Recipes that a quantization-aware model brings weights and ranges for.
-LEARNED_RECIPES = ("int8", "int8_float_io", "uint8_io")
 
 # Two threads that replace and put back the same methods would leave one's behind.
 _TRACING = threading.Lock()

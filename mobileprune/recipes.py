@@ -37,6 +37,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 
+# What a quantization-aware model brings weights and ranges for.
+LEARNED_RECIPES = ("int8", "int8_float_io", "uint8_io")
+
 
 def recipe_named(name: str) -> Recipe:
     """The recipe of that name, or the one in that JSON file (see `read_recipe`).

@@ -116,6 +116,7 @@ class Session:
             raise ValueError(f"there is no runtime {library!r}")
         runtime = importlib.import_module(f"{library}.interpreter")
         version = importlib.import_module(library).__version__
+        delegate = delegate and not keep_tensors
         self.runtime = f"{LIBRARIES[library]} {version}{'' if delegate else ' without XNNPACK'}"
         resolvers = runtime.OpResolverType
         resolver = resolvers.AUTO if delegate else resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -309,9 +310,8 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
                 session = None  # a file that fails to load does not leave the one before it in its place
                 _set_limits(header.get("memory_limit"))
                 library, delegate = header.get("library", "ai_edge_litert"), header.get("delegate", True)
-                session = Session(
-                    header["path"], header["threads"], library, delegate, bool(header.get("keep_tensors"))
-                )
+                keep_tensors = bool(header.get("keep_tensors"))
+                session = Session(header["path"], header["threads"], library, delegate, keep_tensors)
             elif session is None:
                 raise ValueError("no file is loaded")
             elif command == "run":

@@ -8,7 +8,6 @@ from typing import Any
 
 import mobileprune as mp
 from mobileprune.calibration import Ranges, calibrate
-from mobileprune.convert import LEARNED_RECIPES, convert, to_float_flatbuffer
 from mobileprune.data import Dataset
 from mobileprune.errors import ConversionError, InterpreterError, VerificationError
 from mobileprune.layer_names import float_layers
@@ -16,8 +15,7 @@ from mobileprune.metadata import Metadata, add_metadata
 from mobileprune.min_runtime import with_minimum_runtime
 from mobileprune.mixed_precision import choose_precision
 from mobileprune.mixed_recipe import Recipe
-from mobileprune.quantize_aware import is_quantize_aware
-from mobileprune.recipes import quantize
+from mobileprune.recipes import LEARNED_RECIPES, quantize
 from mobileprune.records import Json, Record, Variant
 
 # Below this share of zeros hardly any weight takes less room when its zeros are left out.
@@ -57,7 +55,7 @@ def recipes_of(model: Any, making: Making) -> dict[str, Recipe]:
     """The recipes that a model is made in, by name: sparse ones need zeros, and a quantization-aware model is for
     those that use what it has learned."""
     found = {recipe.name: recipe for recipe in making.recipes}
-    if is_quantize_aware(model):
+    if mp.is_quantize_aware(model):
         return {name: recipe for name, recipe in found.items() if name in LEARNED_RECIPES}
     if mp.sparsity(model) < SPARSE_FROM:
         found = {name: recipe for name, recipe in found.items() if not recipe.sparse}
@@ -129,15 +127,15 @@ class _Maker:
     def __init__(self, name: str, model: Any, calibration: Any, dataset: Dataset, making: Making) -> None:
         self._name, self._model, self._making, self._dataset = name, model, making, dataset
         self._calibration = calibration
-        self._learned = is_quantize_aware(model)
-        self._content = b"" if self._learned else to_float_flatbuffer(model)
+        self._learned = mp.is_quantize_aware(model)
+        self._content = b"" if self._learned else mp.to_float_flatbuffer(model)
         self._ranges: Ranges | None = None
 
     def make(self, recipe: Recipe) -> tuple[Variant | None, list[str]]:
         """The variant, and what is to be said of it; no variant where mixed precision is not needed."""
         strict = self._making.strict_int8
         if self._learned:
-            return convert(self._model, [recipe.name], name=self._name, strict_int8=strict)[0], []
+            return mp.convert(self._model, [recipe.name], name=self._name, strict_int8=strict)[0], []
         notes: list[str] = []
         if recipe.name == MIXED:
             split = self._dataset.validation
