@@ -28,7 +28,7 @@ _HOMES = {
     "prune": ("narrower", "prune_channels"),
     "channel_calls": ("register_channels",),
     "inspect": ("layer_facts", "model_facts"),
-    "quantize_aware": ("quantize_aware", "strip_quantization", "unquantized_layers"),
+    "quantize_aware": ("is_quantize_aware", "quantize_aware", "strip_quantization", "unquantized_layers"),
     "convert": ("convert", "to_float_flatbuffer"),
     "calibration": ("Ranges", "calibrate"),
     "calibration_data": ("contract_range",),

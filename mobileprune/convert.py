@@ -25,7 +25,6 @@ from mobileprune.recipes import LEARNED_RECIPES, RECIPES, check_learned, check_r
 from mobileprune.records import Variant
 from mobileprune.uint8_io import with_uint8_io
 
-
 # Two threads that replace and put back the same methods would leave one's behind.
 _TRACING = threading.Lock()
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from mobileprune.calibration_data import contract_range
 from mobileprune.errors import VerificationError, known_names
 from mobileprune.records import Preprocess
 from mobileprune.tflite_runner import TensorFacts
@@ -101,18 +102,6 @@ def stored_range(port: TensorFacts) -> tuple[float, float] | None:
         return None
     limits = np.iinfo(port.dtype)
     return (int(limits.min) - port.zero_point) * port.scale, (int(limits.max) - port.zero_point) * port.scale
-
-
-def contract_range(contract: Preprocess) -> tuple[float, float]:
-    """The smallest and largest number that the preprocessing makes of black and white.
-
-    Example:
-        >>> contract_range(Preprocess(8, 8, mean=(127.5,), std=(127.5,)))
-        (-1.0, 1.0)
-    """
-    mean, std = np.asarray(contract.mean), np.asarray(contract.std)
-    ends = np.concatenate([(0 - mean) / std, (255 - mean) / std])
-    return float(ends.min()), float(ends.max())
 
 
 def _quantization_faults(port: TensorFacts) -> list[str]:

@@ -94,8 +94,10 @@ def classify() -> mp.Manifest:
         return mp.narrower(models["base"], mp.model_facts(models[c50]).macs)
 
     def with_rounding(model: Any, stage: str) -> Any:
+        from mobileprune.quantize_aware import quantize_aware
+
         def aware(task: mp.Task) -> Any:
-            return fit(mp.quantize_aware(mp.hold_zeros(model), images), rounded, task, stage)
+            return fit(quantize_aware(mp.hold_zeros(model), images), rounded, task, stage)
 
         return run.model(stage, aware, measure, rounded.epochs)
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from mobileprune.calibration_data import contract_range
 from mobileprune.errors import VerificationError
-from mobileprune.port_checks import PORT_DTYPES, check_ports, contract_range, promised_dtype, stored_range
+from mobileprune.port_checks import PORT_DTYPES, check_ports, promised_dtype, stored_range
 from mobileprune.recipes import RECIPES
 from mobileprune.records import Preprocess
 from mobileprune.tflite_runner import TensorFacts
