@@ -11,6 +11,7 @@ from mobileprune.masks import zero_fraction
 from mobileprune.models import check_readable
 from mobileprune.prunable import prunable_weights
 from mobileprune.pruning_wrapper import wrapped_layers
+from mobileprune.quantize_aware import is_quantize_aware, strip_quantization
 from mobileprune.sparsify import sparsity, strip_pruning
 
 
@@ -74,10 +75,12 @@ def layer_facts(model: Any) -> list[LayerFacts]:
 
 
 def plain(model: Any) -> Any:
-    """The model without sparsity wrappers; the channel ids do not know them and would count no MACs inside.
+    """The model without sparsity wrappers and rounding, which the channel ids do not know: they would count no MACs.
 
     Raises:
         ModelError: the model, or one nested in it, is subclassed or not built.
     """
     check_readable(model)
+    if is_quantize_aware(model):
+        model = strip_quantization(model)
     return strip_pruning(model) if wrapped_layers(model) else model

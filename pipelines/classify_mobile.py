@@ -97,7 +97,8 @@ def classify() -> mp.Manifest:
         from mobileprune.quantize_aware import quantize_aware
 
         def aware(task: mp.Task) -> Any:
-            return fit(quantize_aware(mp.hold_zeros(model), images), rounded, task, stage)
+            held = mp.hold_zeros(model) if mp.sparsity(model) else model
+            return fit(quantize_aware(held, images), rounded, task, stage)
 
         return run.model(stage, aware, measure, rounded.epochs)
 

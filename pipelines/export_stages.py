@@ -127,9 +127,9 @@ def _verify(task: mp.Task, models: Any, dataset: Dataset, settings: ExportSettin
         others = verify_runtimes(
             outputs, variant, images, settings.runtimes, threads=threads, arm64_images=ARM64_IMAGES
         )
-        failures = [*report.failures, *(f"On {each.runtime}: {each.reason}" for each in others.values() if each.reason)]
+        elsewhere = [f"On {each.runtime}: {each.reason}" for each in others.values() if not each.passed]
         return {
-            "failed": " ".join(failures),
+            "failed": " ".join(report.failures or elsewhere),
             "report": report.to_json(),
             "runtimes": [each.to_json() for each in others.values()],
         }
