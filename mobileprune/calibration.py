@@ -11,7 +11,7 @@ import numpy as np
 
 from mobileprune.activations import Activations
 from mobileprune.calibration_data import batches, check_batch, check_cover, check_inside
-from mobileprune.errors import ConversionError, DatasetError, SettingsError, known_names
+from mobileprune.errors import ConversionError, DatasetError, MobilePruneWarning, SettingsError, known_names
 from mobileprune.histograms import METHODS, Histogram, Range, minmax_range
 from mobileprune.noise import captured_noise, described
 from mobileprune.tflite_graph import TfliteGraph, read_graph
@@ -265,7 +265,7 @@ def _warn_of_too_few(settling: Settling) -> None:
             f"{settling.images} calibration images are too few: the last {settling.window} still moved the range of "
             f"{settling.tensor!r} by {settling.moved:.0%} of its width; {WORST_MOVE:.0%} or less would be settled."
         )
-    warnings.warn(f"{message} Give more, of all classes.", stacklevel=3)
+    warnings.warn(f"{message} Give more, of all classes.", MobilePruneWarning, stacklevel=3)
 
 
 def _check_settings(method: str, percentile: float, input_range: Range | None) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mobileprune.errors import DatasetError
+from mobileprune.errors import DatasetError, MobilePruneWarning
 from mobileprune.records import Preprocess
 
 # Values this far outside of the contract, in shares of its width, are another scale and no rounding;
@@ -95,4 +95,4 @@ def check_cover(smallest: float, largest: float, images: int, wanted: tuple[floa
     )
     if share <= _REFUSED_COVER:
         raise DatasetError(f"{message} Preprocess them as for the model.")
-    warnings.warn(f"{message} Check how they were preprocessed.", stacklevel=3)
+    warnings.warn(f"{message} Check how they were preprocessed.", MobilePruneWarning, stacklevel=3)

@@ -10,13 +10,12 @@ from absl import app, flags
 from rich.table import Table
 
 import mobileprune as mp
-from mobileprune import options, sparsity_options, verify_cli
+from mobileprune import convert_cli, image_flags, options, sparsity_options, verify_cli
 from mobileprune.benchmark import DEVICES
 from mobileprune.console import exit_code, make_console, parse_flags
 from mobileprune.errors import ConversionError, InterpreterError, ModelError, SettingsError, known_names
 from mobileprune.sparse_path import sparse_path
 from mobileprune.tflite_graph import read_graph
-from mobileprune.verify import verify
 
 FLAGS = flags.FLAGS
 _USAGE = """mobileprune VERB … takes single steps:
@@ -106,7 +105,27 @@ def _inspect_tflite(path: Path) -> None:
     for op, count in sorted(graph.histogram().items()):
         console.print(f"{count:5d} {op}")
     console.print(f"{graph.zero_fraction():.1%} of the weights are zero; {len(graph.float_ops())} ops compute in float")
+    unknown = mp.unknown_ops(content)
+    console.print(
+        f"Oldest TensorFlow Lite that has all its ops: {mp.minimum_runtime(content)}"
+        + (f", not counting {known_names(unknown)}, whose versions are not known" if unknown else "")
+    )
+    _inspect_metadata(console, mp.read_metadata(content))
     console.print(sparse_path(content).sentence(), markup=False)
+
+
+def _inspect_metadata(console: Any, metadata: Any) -> None:
+    """What the file says of itself."""
+    if metadata is None:
+        console.print("No metadata.")
+        return
+    for name in ("name", "description", "version", "author", "license", "output"):
+        if value := getattr(metadata, name):
+            console.print(f"{name}: {value}", markup=False)
+    if contract := metadata.preprocess:
+        console.print(image_flags.told(contract))
+    if metadata.labels:
+        console.print(f"{len(metadata.labels)} labels: {known_names(metadata.labels, 12)}", markup=False)
 
 
 def _prune(arguments: Sequence[str]) -> None:
@@ -119,12 +138,12 @@ def _prune(arguments: Sequence[str]) -> None:
     model = measured = _plain(mp.load_model(path))
     images = None
     if FLAGS.images:
-        contract = _contract(path, model)
+        contract = image_flags.contract(path, model)
         # Only to know what a channel costs: sizes that the model leaves open stay open.
         measured = mp.with_fixed_input(model, contract)
         if made is None:
             options.check(measured)
-        images = options.pruning_images(_images(contract).calibration.images(FLAGS.calibration_images))
+        images = options.pruning_images(image_flags.images(contract).calibration.images(FLAGS.calibration_images))
     plan = made or options.plan(measured, images)
     smaller = options.prune(model, plan, images)
     mp.save_checkpoint(smaller, out)
@@ -138,7 +157,7 @@ def _prune(arguments: Sequence[str]) -> None:
 
 def _prune_flags() -> None:
     options.define_pruning()
-    _image_flags("A folder of images without labels, for obs, taylor and compensation.")
+    image_flags.define("A folder of images without labels, for obs, taylor and compensation.")
     flags.DEFINE_string("plan", None, "A plan made before, in the place of a new one.")
     flags.DEFINE_string("out", None, "The .keras file to write; the plan goes beside it.", required=True)
 
@@ -153,8 +172,8 @@ def _sparsify(arguments: Sequence[str]) -> None:
     sparsity_options.check(ready.model if ready else model)
     images = None
     if FLAGS.images:
-        contract = _contract(path, model)
-        images = options.pruning_images(_images(contract).calibration.images(FLAGS.calibration_images))
+        contract = image_flags.contract(path, model)
+        images = options.pruning_images(image_flags.images(contract).calibration.images(FLAGS.calibration_images))
     if ready:
         if images is not None and not ready.exact:
             cost = mp.measure_rewrite(model, ready, images)
@@ -169,7 +188,7 @@ def _sparsify(arguments: Sequence[str]) -> None:
 
 def _sparsify_flags() -> None:
     sparsity_options.define()
-    _image_flags("A folder of images without labels; without one the smallest weights go.")
+    image_flags.define("A folder of images without labels; without one the smallest weights go.")
     flags.DEFINE_string("out", None, "The .keras file to write.", required=True)
 
 
@@ -177,49 +196,6 @@ def _keras_file(name: str) -> Path:
     if Path(name).suffix != ".keras":
         raise SettingsError(f"--out={name} must end in .keras.")
     return Path(name)
-
-
-def _convert(arguments: Sequence[str]) -> None:
-    path = _one(arguments, "a .keras or .h5 file")
-    model = mp.load_model(path)
-    contract = _contract(path, model)
-    model = mp.with_fixed_input(model, contract)
-    images = _images(contract) if FLAGS.images else None
-    calibration = images.calibration.images(FLAGS.calibration_images) if images else None
-    for variant in mp.convert(model, FLAGS.recipes, calibration, mp.short_name(path)):
-        checked = "not verified: no --images"
-        if images:
-            report = verify(model, variant, images.validation.images(64))
-            report.raise_if_failed()
-            checked = f"verified, {report.snr_db:.0f} dB"
-        written = variant.save(Path(FLAGS.out) / f"{variant.model}_{variant.recipe}.tflite")
-        print(f"{written}: {len(variant.content):,} bytes, {checked}")
-
-
-def _convert_flags() -> None:
-    flags.DEFINE_list("recipes", ["float32", "float16", "dynamic_int8"], "How files are made; int8 needs --images.")
-    _image_flags("A folder of images for calibration and verification.")
-    flags.DEFINE_string("out", ".", "The folder to write to.")
-
-
-def _image_flags(what_for: str) -> None:
-    flags.DEFINE_string("images", None, what_for)
-    flags.DEFINE_integer("image_size", 224, "Height and width, for models that leave them open.", lower_bound=8)
-    options.define_calibration()
-    options.define_input()
-
-
-def _contract(path: str, model: Any) -> mp.Preprocess:
-    """What the model wants its images to be."""
-    default = mp.Preprocess(FLAGS.image_size, FLAGS.image_size, fit=FLAGS.fit or "crop")
-    return options.contract(mp.input_contract(path, default, model=model))
-
-
-def _images(contract: mp.Preprocess) -> mp.Dataset:
-    """The images in --images, said what becomes of them."""
-    found = mp.load_images(FLAGS.images, contract, ())
-    print(f"Images become {contract.shape} {contract.color}, (x - {contract.mean}) / {contract.std}, {contract.fit}.")
-    return found
 
 
 def _benchmark(arguments: Sequence[str]) -> None:
@@ -298,7 +274,7 @@ VERBS: dict[str, Verb] = {
     "inspect": (_inspect, _no_flags),
     "prune": (_prune, _prune_flags),
     "sparsify": (_sparsify, _sparsify_flags),
-    "convert": (_convert, _convert_flags),
+    "convert": (convert_cli.run, convert_cli.define),
     "verify": (verify_cli.run, verify_cli.define),
     "benchmark": (_benchmark, _benchmark_flags),
     "report": (_report, _no_flags),

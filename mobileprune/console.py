@@ -1,12 +1,14 @@
 """What programs print, and how they refuse flags: the same for the command line and the pipelines."""
 
 import sys
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from rich.console import Console
 
-from mobileprune.errors import MobilePruneError
+from mobileprune.errors import MobilePruneError, MobilePruneWarning
 
 
 def make_console(least_width: int = 0) -> Console:
@@ -26,12 +28,23 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 
 def exit_code(job: Callable[[], int]) -> int:
-    """What `job` returns; 2 after one line on stderr when it raises a MobilePruneError."""
-    try:
-        return job()
-    except MobilePruneError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+    """What `job` returns; 2 after one line on stderr when it raises a MobilePruneError. Warnings are one line, too."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, MobilePruneWarning):
+                print(f"warning: {one_line(message)}", file=sys.stderr)
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show  # type: ignore[assignment]  # the rest is passed on as it comes
+        warnings.simplefilter("always", MobilePruneWarning)
+        try:
+            return job()
+        except MobilePruneError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            return 2
 
 
 def one_line(error: BaseException) -> str:

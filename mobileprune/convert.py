@@ -36,6 +36,8 @@ def convert(
     name: str = "model",
     *,
     batch: int | None = 1,
+    calibration_method: str = "minmax",
+    input_range: tuple[float, float] | None = None,
     strict_int8: bool = False,
 ) -> list[Variant]:
     """Makes a `.tflite` of a Keras 3 model in every recipe asked for. The model is traced and converted once.
@@ -51,6 +53,10 @@ def convert(
             (images, labels); needed by recipes with integer activations, unless the model brings ranges of its own.
         name: what the variants' `model` is: `base`, `s80`, ….
         batch: the files' fixed batch; None leaves it open, which some runtimes refuse and others run slower.
+        calibration_method: how int8 ranges follow from activations, `minmax`, `percentile` or `mse`; see
+            `mobileprune.calibration.calibrate`.
+        input_range: smallest and largest value that preprocessing can make, `mp.contract_range(contract)`: the input's
+            scale and zero point then follow from it and not from the images.
         strict_int8: refuse what a recipe with integer activations leaves in float, for lack of a kernel.
 
     Returns:
@@ -79,7 +85,17 @@ def convert(
     if not measured:
         return [learned[recipe] for recipe in recipes]
     content = to_float_flatbuffer(strip_quantization(model) if trained else model, batch=batch)
-    others = iter(make_variants(content, measured, calibration, name, strict_int8=strict_int8))
+    others = iter(
+        make_variants(
+            content,
+            measured,
+            calibration,
+            name,
+            calibration_method=calibration_method,
+            input_range=input_range,
+            strict_int8=strict_int8,
+        )
+    )
     return [learned[recipe] if recipe in learned else next(others) for recipe in recipes]
 
 

@@ -11,6 +11,10 @@ class MobilePruneError(Exception):
     """Base of all errors that bad input or a bad environment can cause."""
 
 
+class MobilePruneWarning(UserWarning):
+    """Something works, but less well than it could; the command line prints its message on one line."""
+
+
 class DatasetError(MobilePruneError):
     """The data cannot be read, or is not what the job needs."""
 

@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from mobileprune.errors import PlanError, known_names
+from mobileprune.errors import MobilePruneWarning, PlanError, known_names
 from mobileprune.graph import clone, same_layer
 from mobileprune.plan import PruningPlan, plan_channels
 from mobileprune.reconstruct import COMPENSATIONS, reconstruct
@@ -42,7 +42,11 @@ def prune_channels(model: Any, plan: PruningPlan, compensate: str = "none", cali
     if compensate != "none":
         left = reconstruct(model, cut.smaller, cut.before, cut.after, calibration, compensate)
         if left:
-            warnings.warn(f"These layers lost channels and cannot be fitted: {known_names(left)}.", stacklevel=2)
+            warnings.warn(
+                f"These layers lost channels and cannot be fitted: {known_names(left)}.",
+                MobilePruneWarning,
+                stacklevel=2,
+            )
     return cut.smaller
 
 

@@ -60,6 +60,8 @@ def make_variants(
     calibration: Any | None = None,
     name: str = "model",
     *,
+    calibration_method: str = "minmax",
+    input_range: tuple[float, float] | None = None,
     strict_int8: bool = False,
 ) -> list[Variant]:
     """Every recipe's variant of one float flatbuffer, in the order of `recipes`. Ranges are measured once for all.
@@ -69,6 +71,8 @@ def make_variants(
         recipes: names from `RECIPES`, JSON files of mixed recipes (`*.json`), or recipes.
         calibration: see `calibrate`; needed if one of the recipes needs it.
         name: what the variants' `model` is.
+        calibration_method: how ranges follow from activations: `minmax`, `percentile` or `mse`; see `calibrate`.
+        input_range: smallest and largest value that preprocessing can make (`contract_range`); see `calibrate`.
         strict_int8: whether ops that a recipe with integer activations leaves in float are an error; see `quantize`.
 
     Raises:
@@ -83,7 +87,9 @@ def make_variants(
         [Variant(model='model', recipe='float32'), Variant(model='model', recipe='dynamic_int8')]
     """
     chosen = check_recipes(recipes, calibration)
-    ranges = calibrate(content, calibration) if any(recipe.needs_calibration for recipe in chosen) else None
+    ranges = None
+    if any(recipe.needs_calibration for recipe in chosen):
+        ranges = calibrate(content, calibration, calibration_method, input_range=input_range)
     return [
         Variant(
             model=name,

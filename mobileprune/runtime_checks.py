@@ -15,7 +15,7 @@ from mobileprune.errors import InterpreterError, SettingsError, VerificationErro
 from mobileprune.records import RuntimeCheck, Variant
 from mobileprune.runtimes import INTERPRETERS, find_interpreter, interpreter_missing
 from mobileprune.tflite_runner import TfliteRunner
-from mobileprune.verify import TOLERANCES, Tolerance, compare, reference_outputs
+from mobileprune.verify import Tolerance, compare, reference_outputs, tolerance_of
 
 ARM64 = "arm64"
 RUNTIMES = (*INTERPRETERS, ARM64)
@@ -97,12 +97,7 @@ def verify_runtimes(
     if arm64_images < 2:
         raise SettingsError(f"arm64_images is {arm64_images}; at least 2 are needed.")
     if tolerance is None:
-        tolerance = TOLERANCES.get(variant.recipe)
-    if tolerance is None:
-        raise VerificationError(
-            f"There is no tolerance for recipe {variant.recipe!r}; there is for {known_names(TOLERANCES)}. "
-            "Give tolerance=."
-        )
+        tolerance = tolerance_of(variant)
     expected = reference_outputs(reference, images)
     checks = {}
     for name in names:

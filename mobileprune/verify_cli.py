@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 from rich.table import Table
 
 import mobileprune as mp
-from mobileprune import options
+from mobileprune import image_flags
 from mobileprune.calibration import calibrate
 from mobileprune.console import make_console
 from mobileprune.errors import (
@@ -40,9 +39,7 @@ _LAYER_IMAGES = 16
 
 def define() -> None:
     """The verb's flags."""
-    flags.DEFINE_string("images", None, "A folder of JPEG, PNG or WebP images as the model will see.", required=True)
-    flags.DEFINE_integer("image_size", 224, "Height and width, for models that leave them open.", lower_bound=8)
-    options.define_input()
+    image_flags.define("A folder of JPEG, PNG or WebP images as the model will see.", required=True)
     flags.DEFINE_string("recipe", None, "A name, or a JSON file of rules. Default: what the name ends in.")
     flags.DEFINE_string("labels", None, "Class names, one a line in the order of the outputs; sub-folders have them.")
     flags.DEFINE_integer("verify_images", 128, "At most so many images, classes in turn.", lower_bound=2)
@@ -62,11 +59,11 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"Cannot read {file}: {error.strerror or error}.") from error
     model = mp.load_model(arguments[0])
-    contract = options.contract(_contract(arguments[0], model))
+    contract = image_flags.contract(arguments[0], model)
     model = mp.with_fixed_input(model, contract)
     names = mp.read_labels(FLAGS.labels, mp.output_count(model)) if FLAGS.labels else ()
     paths, labels = find_images(Path(FLAGS.images), FLAGS.verify_images, names)
-    print(f"Images become {contract.shape} {contract.color}, (x - {contract.mean}) / {contract.std}, {contract.fit}.")
+    print(image_flags.told(contract))
     precisions = recipe.precisions if recipe.rules else ()
     variant = mp.Variant(file.stem.removesuffix(f"_{recipe.name}"), recipe.name, content, precisions)
     report, layers, reason = None, None, ""
@@ -101,12 +98,6 @@ def _recipe_in(stem: str) -> str:
             f"What recipe is {stem}.tflite? Its name ends in none; give --recipe=, one of {known_names(TOLERANCES)}."
         )
     return max(fitting, key=len)
-
-
-def _contract(path: str, model: Any) -> mp.Preprocess:
-    """What the model wants its images to be."""
-    default = mp.Preprocess(FLAGS.image_size, FLAGS.image_size, fit=FLAGS.fit or "crop")
-    return mp.input_contract(path, default, model=model)
 
 
 def _show(report: Verification | None, failures: Sequence[str]) -> None:

@@ -33,6 +33,8 @@ class Making(Record):
     Attributes:
         recipes: what each model is made in.
         calibration_method: how ranges follow from activations.
+        equalize: whether weights are balanced across layers before they are rounded.
+        correct_biases: whether int8 biases make up for what rounding does to the means.
         strict_int8: whether an op without an integer kernel is an error.
         max_drop: points of validation accuracy beyond which ops are raised to a higher precision; None never raises.
         description: for the files' metadata, as `author` and `license`.
@@ -40,6 +42,8 @@ class Making(Record):
 
     recipes: tuple[Recipe, ...]
     calibration_method: str = "minmax"
+    equalize: bool = False
+    correct_biases: bool = False
     strict_int8: bool = False
     max_drop: float | None = None
     description: str = ""
@@ -117,6 +121,8 @@ def make_files(
     return found
 
 
+# More images hardly change the means that biases make up for.
+BIAS_IMAGES = 32
 # How long the stage takes beside a training step, roughly.
 STEPS = 250
 
@@ -129,39 +135,39 @@ class _Maker:
         self._calibration = calibration
         self._learned = mp.is_quantize_aware(model)
         self._content = b"" if self._learned else mp.to_float_flatbuffer(model)
-        self._ranges: Ranges | None = None
+        self._measured: tuple[bytes, Ranges] | None = None
 
     def make(self, recipe: Recipe) -> tuple[Variant | None, list[str]]:
         """The variant, and what is to be said of it; no variant where mixed precision is not needed."""
         strict = self._making.strict_int8
         if self._learned:
             return mp.convert(self._model, [recipe.name], name=self._name, strict_int8=strict)[0], []
+        if not recipe.needs_calibration:
+            return self._variant(recipe, quantize(self._content, recipe)), []
+        content, ranges = self._calibrated()
         notes: list[str] = []
         if recipe.name == MIXED:
             split = self._dataset.validation
             images = split.images(MIXED_IMAGES)
-            recipe, choice = choose_precision(
-                self._content,
-                self._measured(),
-                (images, split.labels[: len(images)]),
-                self._making.max_drop or 0.0,
-                MIXED_FROM,
-                name=MIXED,
-            )
+            validation = images, split.labels[: len(images)]
+            allowed = self._making.max_drop or 0.0
+            recipe, choice = choose_precision(content, ranges, validation, allowed, MIXED_FROM, name=MIXED)
             if not choice.raised:
                 return None, []
             notes.append(choice.sentence())
-        ranges = self._measured() if recipe.needs_calibration else None
-        content = quantize(self._content, recipe, ranges, strict_int8=strict)
-        return Variant(self._name, recipe.name, content, recipe.precisions if recipe.rules else ()), notes
+        quantized = quantize(content, recipe, ranges, strict_int8=strict)
+        if self._making.correct_biases:
+            quantized = mp.correct_biases(content, quantized, self._calibration[:BIAS_IMAGES])
+        return self._variant(recipe, quantized), notes
 
-    def _measured(self) -> Ranges:
-        if self._ranges is None:
-            contract = self._dataset.preprocess
-            self._ranges = calibrate(
-                self._content,
-                self._calibration,
-                self._making.calibration_method,
-                input_range=mp.contract_range(contract),
-            )
-        return self._ranges
+    def _variant(self, recipe: Recipe, content: bytes) -> Variant:
+        return Variant(self._name, recipe.name, content, recipe.precisions if recipe.rules else ())
+
+    def _calibrated(self) -> tuple[bytes, Ranges]:
+        """The float file that integer ones are made of, and its ranges."""
+        if self._measured is None:
+            content = mp.to_float_flatbuffer(mp.equalize(self._model)) if self._making.equalize else self._content
+            limits = mp.contract_range(self._dataset.preprocess)
+            method = self._making.calibration_method
+            self._measured = content, calibrate(content, self._calibration, method, input_range=limits)
+        return self._measured

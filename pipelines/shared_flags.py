@@ -20,7 +20,8 @@ from mobileprune.runtime_checks import RUNTIMES, runtime_missing, usable_runtime
 FLAGS = flags.FLAGS
 # These change how files are made and measured, not the models: the stages that read them run anew.
 EXPORT = (
-    *("recipes", "calibration_method", "strict_int8", "runtimes", "verify_images", "threads", "benchmark_rounds"),
+    *("recipes", "calibration_method", "equalize", "correct_biases", "strict_int8", "runtimes"),
+    *("verify_images", "threads", "benchmark_rounds"),
     *("tolerated_drop", "description", "author", "license"),
 )
 # What every file is verified on in any case.
@@ -36,6 +37,8 @@ def define_export() -> None:
     )
     options.define_calibration()
     flags.DEFINE_enum("calibration_method", "minmax", ["minmax", *METHODS], "How int8 ranges follow from activations.")
+    flags.DEFINE_bool("equalize", False, "Balance weights across layers before int8 rounds them.")
+    flags.DEFINE_bool("correct_biases", False, "Let int8 biases make up for what rounding does to the means.")
     flags.DEFINE_bool("strict_int8", False, "Refuse integer files in which an op computes in float.")
     flags.DEFINE_list(
         "runtimes", None, f"Files must pass on each of {', '.join(RUNTIMES)}. Default: all that are set up here."
@@ -53,6 +56,8 @@ def making(max_drop: float | None = None) -> Making:
     return Making(
         recipes=tuple(recipe_named(name) for name in FLAGS.recipes),
         calibration_method=FLAGS.calibration_method,
+        equalize=FLAGS.equalize,
+        correct_biases=FLAGS.correct_biases,
         strict_int8=FLAGS.strict_int8,
         max_drop=max_drop,
         description=FLAGS.description,

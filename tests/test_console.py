@@ -1,5 +1,9 @@
+import warnings
+
+import pytest
+
 from mobileprune.console import exit_code, one_line
-from mobileprune.errors import ModelError
+from mobileprune.errors import MobilePruneWarning, ModelError
 
 
 def test_an_error_is_one_line_that_no_terminal_obeys():
@@ -14,3 +18,14 @@ def test_an_error_is_printed_and_two_is_the_exit_code(capsys):
     assert exit_code(job) == 2
     assert capsys.readouterr().err == "error: No model.\n"
     assert exit_code(lambda: 0) == 0
+
+
+def test_a_warning_of_ours_is_one_line_and_others_are_as_they_were(capsys):
+    def job():
+        warnings.warn("Too few\nimages.", MobilePruneWarning, stacklevel=1)
+        warnings.warn("Something else.", UserWarning, stacklevel=1)
+        return 0
+
+    with pytest.warns(UserWarning, match=r"Something else\."):
+        assert exit_code(job) == 0
+    assert capsys.readouterr().err == "warning: Too few images.\n"

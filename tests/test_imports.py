@@ -77,7 +77,8 @@ LAYERS = (
     {"surgery", "run"},
     {"prune"},
     {"options", "sparsity_options"},
-    {"verify_cli"},
+    {"image_flags"},
+    {"convert_cli", "verify_cli"},
     {"cli"},
 )
 # `mobileprune` and these packages only name what they hold.
