@@ -10,7 +10,7 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
-    {"commands"},
+    {"commands", "report.drawing"},
     {"runtime_setup"},
     {"runtimes"},
     {
@@ -128,7 +128,7 @@ ALLOWED = {
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
-    "matplotlib": {"report.html", "report.layer_plot"},
+    "matplotlib": {"report.drawing", "report.html"},
     "jinja2": {"report.html", "report.markdown"},
     "rich": {"console", "progress", "cli", "verify_cli"},
 }
