@@ -32,7 +32,7 @@ def class_changes(
         >>> class_changes(before, after, np.array([0, 1, 1, 1]), ("cat", "dog")).worst_class
         'dog'
     """
-    _check_labels(labels, expected)
+    check_labels(labels, expected)
     before, after = expected.argmax(axis=1), actual.argmax(axis=1)
     was_right, is_right = before == labels, after == labels
     classes, counts = np.unique(labels, return_counts=True)
@@ -61,7 +61,7 @@ def falling_classes(
     Chance is judged by the sign test on the images that one of the two has right and the other wrong. Classes of fewer
     than `IMAGES_OF_A_CLASS` images are not judged.
     """
-    _check_labels(labels, expected)
+    check_labels(labels, expected)
     was_right, is_right = expected.argmax(axis=1) == labels, actual.argmax(axis=1) == labels
     found = []
     for label in np.unique(labels):
@@ -86,7 +86,7 @@ def exchanged_classes(outputs: np.ndarray, labels: np.ndarray, names: Sequence[s
         labels: integers (N,).
         names: as in `class_changes`.
     """
-    _check_labels(labels, outputs)
+    check_labels(labels, outputs)
     answered = outputs.argmax(axis=1)
     mostly: dict[int, int] = {}
     for label in np.unique(labels):
@@ -114,7 +114,12 @@ def class_name(label: int, names: Sequence[str]) -> str:
     return names[label] if label < len(names) else f"output {label}"
 
 
-def _check_labels(labels: np.ndarray, outputs: np.ndarray) -> None:
+def check_labels(labels: np.ndarray, outputs: np.ndarray) -> None:
+    """Refuses labels that are not one integer an image, or that the outputs cannot mean.
+
+    Raises:
+        DatasetError: with what they are.
+    """
     if outputs.ndim != 2 or labels.shape != (len(outputs),) or labels.dtype.kind not in "iu" or not len(labels):
         raise DatasetError(
             f"The labels are {labels.dtype} of shape {labels.shape}; {len(outputs)} integers are needed, one an image."

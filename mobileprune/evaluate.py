@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mobileprune.class_changes import check_labels
 from mobileprune.errors import DatasetError, InterpreterError
 from mobileprune.records import Variant
 from mobileprune.tflite_runner import TfliteRunner
@@ -70,12 +71,5 @@ def _correct(outputs: np.ndarray, labels: np.ndarray) -> int:
         raise DatasetError("There are no outputs to compare with labels.")
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         raise DatasetError(f"Outputs of shape {outputs.shape} are not (N, classes) with 2 or more classes.")
-    if labels.shape != (len(outputs),) or labels.dtype.kind not in "iu":
-        raise DatasetError(
-            f"The labels are {labels.dtype} of shape {labels.shape}; integers of shape ({len(outputs)},) are needed."
-        )
-    if labels.min() < 0 or labels.max() >= outputs.shape[1]:
-        raise DatasetError(
-            f"Labels from {labels.min()} to {labels.max()} do not match outputs of {outputs.shape[1]} classes."
-        )
+    check_labels(labels, outputs)
     return int((outputs.argmax(axis=1) == labels).sum())

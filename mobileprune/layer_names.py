@@ -17,18 +17,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers
-from ai_edge_litert import schema_py_generated as schema
-
-from mobileprune.tflite_graph import KERNEL_OPS, TfliteGraph, read_graph
+from mobileprune.tflite_graph import KERNEL_OPS, OP_NAMES, TfliteGraph, read_graph
+from mobileprune.tflite_rewrite import builtin_code, packed, unpacked
 
 SEPARATOR = ":"
 # One of the joined names: the call's number, and at the end what was done in it.
 _NUMBERED = re.compile(r"(?:^|;)call\.(\d+)/(?:[^;]*/)?([^;/]*)")
 # What the inputs of ops with weights are called, by their place.
 _WEIGHTS = {1: "kernel", 2: "bias"}
-_KINDS = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-_FILE_IDENTIFIER = b"TFL3"
 _Found = list[tuple[str, str]]
 
 
@@ -112,7 +108,7 @@ def float_layers(content: bytes) -> tuple[FloatOp, ...]:
 
 
 def with_layer_names(content: bytes, calls: Sequence[Call], outputs: Mapping[str, int]) -> bytes:
-    """Renames the tensors of a file that was traced under `call_scope`s; nothing else changes.
+    """Renames the tensors of a file that was traced under `call_scope`s; what it computes stays the same.
 
     Args:
         content: the `.tflite`, as converted.
@@ -121,8 +117,11 @@ def with_layer_names(content: bytes, calls: Sequence[Call], outputs: Mapping[str
 
     Returns:
         The file with names `<layer>:<what>`; inputs are called as the signature calls them.
+
+    Raises:
+        ModelError: a damaged file.
     """
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    model = unpacked(content)
     namer = _Namer(calls)
     for place, graph in enumerate(model.subgraphs):
         signature = next((each for each in model.signatureDefs or () if each.subgraphIndex == place), None)
@@ -134,9 +133,7 @@ def with_layer_names(content: bytes, calls: Sequence[Call], outputs: Mapping[str
         for entry in (signature.inputs or ()) if signature else ():
             namer.name(graph.tensors[entry.tensorIndex], entry.name.decode())
         namer.name_graph(model, graph, made)
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
-    return bytes(builder.Output())
+    return packed(model)
 
 
 class _Namer:
@@ -168,8 +165,7 @@ class _Namer:
         layers: dict[int, str] = {}  # tensor -> the layer that made it
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
-            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-            kind = _KINDS.get(builtin, "OP") if code.customCode is None else code.customCode.decode()
+            kind = OP_NAMES.get(builtin_code(code), "OP") if code.customCode is None else code.customCode.decode()
             op.inputs, op.outputs = ([int(at) for at in ([] if of is None else of)] for of in (op.inputs, op.outputs))
             has_kernel = kind in KERNEL_OPS and len(op.inputs) > 1 and op.inputs[1] >= 0
             kernel = graph.tensors[op.inputs[1]] if has_kernel else None

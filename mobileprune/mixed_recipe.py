@@ -61,7 +61,8 @@ OPS = (
 )
 # A recipe of some pages is one that nobody wrote by hand.
 LONGEST_FILE, LONGEST_PATTERN = 1 << 20, 500
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# Names of files, and of variants in the manifest, are made of them: the pattern is the manifest's.
+NAME, LONGEST_NAME = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*"), 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Recipe:
     """How a file is quantized.
 
     Attributes:
-        name: as in file names and the manifest: letters, digits, `_` and `-`.
+        name: as in file names and the manifest: up to 64 lower-case letters and digits, in words joined by `_`.
         description: for people, one clause.
         precision: what every op becomes that no rule names; see `PRECISIONS`.
         io: what the file takes and answers: `float32`, `int8`, `int16` or `uint8`.
@@ -144,11 +145,8 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConversionError(
-                f"{self.name!r} cannot be a recipe's name, because files are called after it: "
-                "up to 64 letters, digits, '_' and '-', the first one a letter or digit."
-            )
+        if reason := _unfit(self.name):
+            raise ConversionError(f"{reason} Give it another.")
         _check_known("precision", self.precision, PRECISIONS)
         _check_known("io", self.io, IO)
 
@@ -183,6 +181,16 @@ class Recipe:
         return found
 
 
+def _unfit(name: str) -> str:
+    """Why a recipe cannot be called so; empty where it can."""
+    if len(name) <= LONGEST_NAME and NAME.fullmatch(name):
+        return ""
+    return (
+        f"{name[: LONGEST_NAME + 1]!r} cannot be a recipe's name, because files are called after it: up to "
+        f"{LONGEST_NAME} lower-case letters, digits and single '_' between them, as my_recipe."
+    )
+
+
 def _matching(rule: Rule, graph: TfliteGraph, layers: tuple[str, ...]) -> tuple[int, ...]:
     pattern = re.compile(rule.tensor)
     return tuple(
@@ -206,7 +214,8 @@ def read_recipe(path: str | Path) -> Recipe:
     """Reads a recipe from a JSON file; see the top of this module for one.
 
     Args:
-        path: of the file. Its stem is the recipe's name where the file says none.
+        path: of the file. Its stem is the recipe's name where the file says none; a stem that cannot be one needs a
+            "name" in the file.
 
     Raises:
         ConversionError: not readable, not JSON, or a field, op or precision that is not known; the message lists those
@@ -231,8 +240,11 @@ def read_recipe(path: str | Path) -> Recipe:
         rules = data.get("rules", [])
         if not isinstance(rules, list):
             raise ConversionError(f"'rules' is a {type(rules).__name__}; give a list of rules.")
+        name = fields.get("name", path.stem)
+        if "name" not in fields and (reason := _unfit(name)):
+            raise ConversionError(f'{reason} Add a "name" to the file.')
         return Recipe(
-            fields.get("name", path.stem),
+            name,
             fields.get("description", f"as {path.name} says"),
             fields.get("default", "float32"),
             fields.get("io", "float32"),

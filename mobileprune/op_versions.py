@@ -11,12 +11,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ai_edge_litert import schema_py_generated as schema
-
+from mobileprune.tflite_graph import OP_NAMES, TYPE_NAMES
 from mobileprune.tflite_rewrite import builtin_code
-
-OP_NAMES = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-_TYPE_NAMES = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +78,7 @@ def _tensors(graph: Any, indices: Any) -> tuple[Any, ...]:
 def _kind(tensors: tuple[Any, ...], position: int) -> str:
     if position >= len(tensors) or tensors[position] is None:
         return ""
-    return str(_TYPE_NAMES.get(tensors[position].type, ""))
+    return str(TYPE_NAMES.get(tensors[position].type, ""))
 
 
 def _shape(tensors: tuple[Any, ...], position: int) -> tuple[int, ...]:

@@ -12,12 +12,12 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from mobileprune.commands import run_command
 from mobileprune.errors import MobilePruneError, SettingsError
 
 VERSION = "2.16.1"
@@ -100,9 +100,9 @@ def set_up() -> Path:
         wheels, made = Path(name) / "wheels", Path(name) / "made"
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "--require-hashes", "--requirement", str(LOCK), "--dest", str(wheels)]
-        _call(command, f"pip cannot download TensorFlow {VERSION}")
+        run_command(command, f"pip cannot download TensorFlow {VERSION}")
         _unpack(wheels, made)
-        _call(_trial(made), f"TensorFlow Lite {VERSION} was downloaded and does not start")
+        run_command(_trial(made), f"TensorFlow Lite {VERSION} was downloaded and does not start")
         (made / "made.json").write_text(json.dumps({"digest": _digest()}))
         shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
@@ -138,14 +138,6 @@ def _trial(made: Path) -> list[str]:
     """A command that starts the interpreter once."""
     code = f"import sys; sys.path.insert(0, {str(made)!r}); import {LIBRARY}.interpreter"
     return [sys.executable, "-P", "-c", code]
-
-
-def _call(command: list[str], failure: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        kept = [line.strip() for line in said if "error" in line.lower()] or said
-        raise SettingsError(f"{failure}: {' | '.join(kept[-4:]) or f'exit code {done.returncode}'}")
 
 
 def _digest() -> str:

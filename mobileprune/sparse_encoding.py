@@ -19,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 from mobileprune.errors import ConversionError, ModelError
 from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import DAMAGE, GraphTensor, read_graph
-from mobileprune.tflite_rewrite import add_buffer, operator_code, packed, unpacked
+from mobileprune.tflite_rewrite import add_buffer, packed, storage_op, unpacked
 
 FLOAT_WEIGHTS: dict[str, np.dtype[Any]] = {"FLOAT32": np.dtype(np.float32), "FLOAT16": np.dtype(np.float16)}
 # What a second tensor, its buffer, its dimensions and the op take in the file, measured: smaller savings are none.
@@ -106,7 +106,6 @@ def _index_type(largest: int) -> np.dtype[Any]:
 def _rewritten(content: bytes, chosen: dict[int, _Rows]) -> bytes:
     model = unpacked(content)
     graph = model.subgraphs[0]
-    opcode = operator_code(model, schema.BuiltinOperator.DENSIFY)
     for index, rows in chosen.items():
         stored = graph.tensors[index]
         dense = copy.copy(stored)
@@ -117,19 +116,10 @@ def _rewritten(content: bytes, chosen: dict[int, _Rows]) -> bytes:
             if index in op.inputs:
                 op.inputs = [len(graph.tensors) - 1 if each == index else int(each) for each in op.inputs]
         first = next(place for place, op in enumerate(graph.operators) if len(graph.tensors) - 1 in op.inputs)
-        graph.operators.insert(first, _densify(opcode, index, len(graph.tensors) - 1))
+        graph.operators.insert(first, storage_op(model, "Densify", index, len(graph.tensors) - 1))
         stored.sparsity = _sparsity(rows)
         stored.buffer = add_buffer(model, rows.values)
     return packed(model, attached_files(content))
-
-
-def _densify(opcode: int, stored: int, dense: int) -> Any:
-    op = schema.OperatorT()
-    op.opcodeIndex = opcode
-    op.inputs, op.outputs = [stored], [dense]
-    op.builtinOptionsType = schema.BuiltinOptions.DensifyOptions
-    op.builtinOptions = schema.DensifyOptionsT()
-    return op
 
 
 def _sparsity(rows: _Rows) -> Any:

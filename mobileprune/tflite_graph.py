@@ -13,6 +13,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 from mobileprune.errors import ModelError
 
+OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+"""Op code → the built-in op's name in the schema."""
+TYPE_NAMES = {code: name for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+"""Type of a tensor, as stored → its name in the schema."""
+
 FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 INTEGERS = ("INT8", "UINT8", "INT16", "INT4", "INT2", "UINT4")
 # Ops whose second input is a kernel.
@@ -172,14 +177,12 @@ def read_graph(content: bytes) -> TfliteGraph:
 
 def _read(content: bytes) -> TfliteGraph:
     model = schema.Model.GetRootAs(content, 0)
-    names = _names(schema.BuiltinOperator)
-    codes = [_op_name(code, names) for code in _items(content, model.OperatorCodesLength, model.OperatorCodes)]
+    codes = [_op_name(code) for code in _items(content, model.OperatorCodesLength, model.OperatorCodes)]
     if not model.SubgraphsLength():
         raise ValueError("it holds no graph")
     graph = model.Subgraphs(0)
-    types = _names(schema.TensorType)
     tensors = tuple(
-        _tensor(index, tensor, model, content, types)
+        _tensor(index, tensor, model, content)
         for index, tensor in enumerate(_items(content, graph.TensorsLength, graph.Tensors))
     )
     ops = []
@@ -209,7 +212,7 @@ def _signatures(model: Any, content: bytes, tensors: int) -> dict[str, dict[str,
     }
 
 
-def _tensor(index: int, tensor: Any, model: Any, content: bytes, types: dict[int, str]) -> GraphTensor:
+def _tensor(index: int, tensor: Any, model: Any, content: bytes) -> GraphTensor:
     quantization = tensor.Quantization()
     scales: tuple[float, ...] = ()
     zero_points: tuple[int, ...] = ()
@@ -226,7 +229,7 @@ def _tensor(index: int, tensor: Any, model: Any, content: bytes, types: dict[int
     read = GraphTensor(
         index=index,
         name=_text(tensor.Name()),
-        dtype=types[tensor.Type()],
+        dtype=TYPE_NAMES[tensor.Type()],
         shape=shape,
         scales=scales,
         zero_points=zero_points,
@@ -303,11 +306,7 @@ def _text(value: bytes | None) -> str:
     return text if text.isprintable() else "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
-def _op_name(code: Any, names: dict[int, str]) -> str:
+def _op_name(code: Any) -> str:
     # Codes up to 127 stand in a byte of their own, for old readers.
-    name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+    name = OP_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
     return _text(code.CustomCode()) if name == "CUSTOM" else name
-
-
-def _names(enumeration: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import flatbuffers
 import numpy as np
@@ -97,6 +97,23 @@ def operator_code(model: Any, code: int, version: int = 1) -> int:
     added.version = version
     model.operatorCodes.append(added)
     return len(model.operatorCodes) - 1
+
+
+def storage_op(model: Any, kind: Literal["Quantize", "Densify"], source: int, target: int) -> Any:
+    """A new op that only stores one tensor in another way; its caller puts it in its place in a graph.
+
+    Args:
+        model: the file that it is for, which gets the op's code.
+        kind: the op as the schema's tables call it.
+        source: index of the tensor that it reads.
+        target: index of the tensor that it writes.
+    """
+    op = schema.OperatorT()
+    op.opcodeIndex = operator_code(model, getattr(schema.BuiltinOperator, kind.upper()))
+    op.inputs, op.outputs = [source], [target]
+    op.builtinOptionsType = getattr(schema.BuiltinOptions, f"{kind}Options")
+    op.builtinOptions = getattr(schema, f"{kind}OptionsT")()
+    return op
 
 
 def builtin_code(code: Any) -> int:

@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from mobileprune.errors import ConversionError
 from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import GraphTensor, read_graph
-from mobileprune.tflite_rewrite import operator_code, packed, unpacked
+from mobileprune.tflite_rewrite import packed, storage_op, unpacked
 
 SHIFT = 128
 
@@ -43,12 +43,11 @@ def with_uint8_io(content: bytes) -> bytes:
             _check(kind, tensor)
     model = unpacked(content)
     main = model.subgraphs[0]
-    code = operator_code(model, schema.BuiltinOperator.QUANTIZE)
     # An output that is an input, too, gets one tensor as each.
     inputs = {tensor.index: _outside(main, tensor.index) for tensor in graph.inputs}
     outputs = {tensor.index: _outside(main, tensor.index) for tensor in graph.outputs}
-    in_front = [_quantize(code, outside, inside) for inside, outside in inputs.items()]
-    behind = [_quantize(code, inside, outside) for inside, outside in outputs.items()]
+    in_front = [storage_op(model, "Quantize", outside, inside) for inside, outside in inputs.items()]
+    behind = [storage_op(model, "Quantize", inside, outside) for inside, outside in outputs.items()]
     main.operators = [*in_front, *main.operators, *behind]
     main.inputs = [inputs[int(index)] for index in main.inputs]
     main.outputs = [outputs[int(index)] for index in main.outputs]
@@ -86,12 +85,3 @@ def _outside(main: Any, index: int) -> int:
     tensor.buffer = 0  # by convention the empty one: computed
     main.tensors.append(tensor)
     return len(main.tensors) - 1
-
-
-def _quantize(code: int, source: int, target: int) -> Any:
-    op = schema.OperatorT()
-    op.opcodeIndex = code
-    op.inputs, op.outputs = [source], [target]
-    op.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
-    op.builtinOptions = schema.QuantizeOptionsT()
-    return op

@@ -10,7 +10,7 @@ of each output over the images, pooled. Measured on randomised convnets and on E
 | float16, float16_sparse | 44 to 73 dB | 0.0002 to 0.007 | 30 dB | 0.05 |
 | dynamic_int8, weight_only_int8 | 16 to 43 dB | 0.006 to 0.2 | 10 dB | 0.5 |
 | int8, int8_float_io, uint8_io, int16x8 | 16 to 41 dB | 0.02 to 0.32 | 10 dB | 0.5 |
-| dynamic_int4 | 2 to 9 dB; -3 dB on EfficientNet-Lite0 | 0.19 to 0.56 | 0 dB | 0.6 |
+| dynamic_int4 | -0.1 to 9 dB; -3 dB on EfficientNet-Lite0 | 0.19 to 0.56 | 0 dB | 0.6 |
 
 `dynamic_int4` keeps a network's answers or does not: EfficientNet-Lite0 so made is right on 5% of the crops, and its
 limits refuse that. A recipe with rules may change what the loosest of its precisions may.

@@ -10,6 +10,7 @@ from smoke_run import ROOT
 # side, and what composes them stands above. `run` and `report` compose records; pipelines compose the stages.
 LAYERS = (
     {"errors", "tflite_worker"},
+    {"commands", "report.drawing"},
     {"runtime_setup"},
     {"runtimes"},
     {
@@ -122,13 +123,13 @@ ALLOWED = {
         *(f"interop.{name}" for name in ("activations", "operations", "process", "tfmot")),
     },
     "ai_edge_litert": {
-        *("layer_names", "tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
-        *("sparse_encoding", "uint8_io", "op_versions", "activations", "bias_correction"),
+        *("tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
+        *("sparse_encoding", "uint8_io", "activations", "bias_correction"),
     },
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
     "tf_keras": {"interop.process"},
-    "matplotlib": {"report.html", "report.layer_plot"},
+    "matplotlib": {"report.drawing", "report.html"},
     "jinja2": {"report.html", "report.markdown"},
     "rich": {"console", "progress", "cli", "verify_cli"},
 }

@@ -1,15 +1,17 @@
 import json
+from importlib import resources
 
 import keras
 import numpy as np
 import pytest
 from tiny_models import images, reference, shared_convnet, variants
 
+import mobileprune
 from mobileprune.calibration import calibrate
 from mobileprune.convert import convert
 from mobileprune.errors import ConversionError
 from mobileprune.layer_names import float_layers, layer_of
-from mobileprune.mixed_recipe import OPS, PRECISIONS, Recipe, Rule, read_recipe
+from mobileprune.mixed_recipe import NAME, OPS, PRECISIONS, Recipe, Rule, read_recipe
 from mobileprune.recipes import RECIPES, check_recipes, make_variants, quantize, recipe_named
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
@@ -154,6 +156,12 @@ def test_a_rule_that_does_nothing_is_an_error_that_names_it(content, ranges, rul
         ({"rules": [{"layers": "a", "precision": "int8"}]}, "no field 'layers'. Known: layer, op, tensor, precision"),
         ({"name": "../../up"}, "cannot be a recipe's name"),
         ({"name": ""}, "cannot be a recipe's name"),
+        ({"name": "a" * 65}, "cannot be a recipe's name.*up to 64 lower-case letters"),
+        ({"name": "Mine"}, "cannot be a recipe's name"),
+        ({"name": "my-mix"}, "cannot be a recipe's name"),
+        ({"name": "my__mix"}, "cannot be a recipe's name"),
+        ({"name": "mix_"}, "cannot be a recipe's name"),
+        ({"name": "mix\n"}, "cannot be a recipe's name"),
     ],
 )
 def test_files_that_cannot_be_meant_are_one_error(tmp_path, fields, message):
@@ -161,6 +169,23 @@ def test_files_that_cannot_be_meant_are_one_error(tmp_path, fields, message):
         read_recipe(written(tmp_path, **fields))
     assert "my_mix.json: " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stem", ["My-Mix", "a" * 65, "mix 1"])
+def test_a_file_whose_stem_is_no_name_needs_one_inside(tmp_path, stem):
+    path = tmp_path / f"{stem}.json"
+    path.write_text(json.dumps({"default": "float16"}))
+    with pytest.raises(ConversionError, match=r"cannot be a recipe's name.*Add a \"name\" to the file"):
+        recipe_named(str(path))
+    path.write_text(json.dumps({"default": "float16", "name": "mix_1"}))
+    assert recipe_named(str(path)).name == "mix_1"
+
+
+def test_names_are_those_that_the_manifest_takes():
+    schema = json.loads(resources.files(mobileprune).joinpath("manifest.schema.json").read_text(encoding="utf-8"))
+    assert schema["$defs"]["name"]["pattern"] == f"^{NAME.pattern}$"
+    assert all(NAME.fullmatch(name) for name in RECIPES)
+    assert Recipe("a" * 64, "").name == "a" * 64
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\udcff", "7", "[]"])

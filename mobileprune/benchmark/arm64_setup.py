@@ -21,6 +21,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from mobileprune.commands import run_command
 from mobileprune.errors import MobilePruneError, SettingsError
 
 SOURCE = Path(__file__).with_name("arm64_runner.c")
@@ -140,7 +141,9 @@ def set_up(lock: Path | None = None) -> Path:
         _unpack(_download(Path(name), lock), made)
         compiler = "gcc" if native() else "aarch64-linux-gnu-gcc"
         link = (f"-L{made}", "-lLiteRt", "-Wl,-rpath,$ORIGIN", "-Wl,--allow-shlib-undefined")
-        _call([compiler, "-O2", "-Wall", "-o", str(made / "runner"), str(SOURCE), *link], "The runner does not compile")
+        run_command(
+            [compiler, "-O2", "-Wall", "-o", str(made / "runner"), str(SOURCE), *link], "The runner does not compile"
+        )
         if not native():
             (made / "root" / "proc").mkdir(parents=True)
             (made / "root" / "proc" / "cpuinfo").write_text(CPUINFO)
@@ -165,7 +168,7 @@ def _download(into: Path, lock: Path | None) -> Path:
     command += ["--python-version", f"{sys.version_info.major}.{sys.version_info.minor}"]
     command += [word for tag in PLATFORMS for word in ("--platform", tag)]
     command += ["--require-hashes"] if hashes else []
-    _call([*command, "--dest", str(into), "--requirement", str(wanted)], f"pip cannot download {pin} for ARM64")
+    run_command([*command, "--dest", str(into), "--requirement", str(wanted)], f"pip cannot download {pin} for ARM64")
     return next(into.glob("*.whl"))
 
 
@@ -189,14 +192,6 @@ def _unpack(wheel: Path, into: Path) -> None:
         if member not in archive.namelist():
             raise SettingsError(f"{wheel.name} holds no {member}: this LiteRT cannot be run on ARM64 in this way.")
         (into / LIBRARY).write_bytes(archive.read(member))
-
-
-def _call(command: list[str], failure: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        kept = [line.strip() for line in said if "error" in line.lower()] or said
-        raise SettingsError(f"{failure}: {' | '.join(kept[-4:]) or f'exit code {done.returncode}'}")
 
 
 def _emulator() -> str | None:

@@ -1,13 +1,14 @@
 """A run's manifest as `report.html`: one file, no network, readable on a phone and in print."""
 
-import io
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 from mobileprune.files import write_bytes
 from mobileprune.recommend import baseline_of, measured
 from mobileprune.records import Manifest, VariantRecord
+from mobileprune.report.drawing import svg
 from mobileprune.report.markdown import table_head, table_row
 from mobileprune.report.words import comparison_with_control, goals, percent
 
@@ -39,16 +40,12 @@ def write_html(folder: Path, manifest: Manifest) -> Path:
 
 def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], cost_name: str) -> str:
     """Accuracy against a cost as an SVG element; one colour a model, one marker a recipe."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
     models = list(dict.fromkeys(entry.model for entry in manifest.variants))
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mobileprune", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+
+    def draw(figure: Any, axes: Any) -> None:
         for entry, cost in zip(entries, costs, strict=True):
             axes.plot(
                 cost,
@@ -71,8 +68,5 @@ def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], c
         axes.set_xlabel(cost_name)
         axes.set_ylabel("test accuracy, %" if entries[0].accuracy is not None else "top-1 agreement, %")
         axes.grid(alpha=0.3, which="both")
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    drawing = file.getvalue()
-    return drawing[drawing.index("<svg") :]
+
+    return svg((7, 4), draw)

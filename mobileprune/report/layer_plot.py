@@ -1,8 +1,9 @@
 """Where a quantized file parts from float, as a picture."""
 
-import io
+from typing import Any
 
 from mobileprune.layer_errors import FALL_DB, LayerErrors
+from mobileprune.report.drawing import svg
 
 # Above it no eye can tell anything, and an exact input would flatten all the rest.
 _MOST_DB = 80.0
@@ -19,14 +20,9 @@ def layer_plot(errors: LayerErrors, title: str = "") -> str:
         >>> layer_plot(errors, "net_int8.tflite")[:4]  # doctest: +SKIP
         '<svg'
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     layers = errors.layers
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mobileprune", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(7, 1.2 + 0.18 * len(layers)), layout="constrained")
+
+    def draw(figure: Any, axes: Any) -> None:
         fallen = [layer.fall_db >= FALL_DB for layer in layers]
         axes.barh(
             range(len(layers)),
@@ -38,11 +34,8 @@ def layer_plot(errors: LayerErrors, title: str = "") -> str:
         axes.set_xlabel(f"signal-to-noise ratio, dB; red: {FALL_DB:g} dB or more below the op's inputs")
         axes.set_title(_escaped(title), fontsize="medium")
         axes.grid(axis="x", alpha=0.3)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    drawing = file.getvalue()
-    return drawing[drawing.index("<svg") :]
+
+    return svg((7, 1.2 + 0.18 * len(layers)), draw)
 
 
 def _escaped(text: str) -> str:

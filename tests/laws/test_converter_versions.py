@@ -9,9 +9,8 @@ from architectures import ARCHITECTURES, randomise
 from op_architectures import OPS
 
 import mobileprune as mp
-from mobileprune.op_versions import OP_NAMES
 from mobileprune.recipes import RECIPES, make_variants
-from mobileprune.tflite_graph import read_graph
+from mobileprune.tflite_graph import OP_NAMES, read_graph
 from mobileprune.tflite_rewrite import builtin_code, packed, unpacked
 from mobileprune.tflite_runner import TfliteRunner
 
