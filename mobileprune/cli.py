@@ -158,6 +158,7 @@ def _prune(arguments: Sequence[str]) -> None:
 def _prune_flags() -> None:
     options.define_pruning()
     image_flags.define("A folder of images without labels, for obs, taylor and compensation.")
+    options.define_calibration()
     flags.DEFINE_string("plan", None, "A plan made before, in the place of a new one.")
     flags.DEFINE_string("out", None, "The .keras file to write; the plan goes beside it.", required=True)
 
@@ -189,6 +190,7 @@ def _sparsify(arguments: Sequence[str]) -> None:
 def _sparsify_flags() -> None:
     sparsity_options.define()
     image_flags.define("A folder of images without labels; without one the smallest weights go.")
+    options.define_calibration()
     flags.DEFINE_string("out", None, "The .keras file to write.", required=True)
 
 

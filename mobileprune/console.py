@@ -38,7 +38,7 @@ def exit_code(job: Callable[[], int]) -> int:
             else:
                 others(message, category, *where, **more)
 
-        warnings.showwarning = show  # type: ignore[assignment]  # the rest is passed on as it comes
+        warnings.showwarning = show
         warnings.simplefilter("always", MobilePruneWarning)
         try:
             return job()

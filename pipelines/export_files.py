@@ -3,13 +3,14 @@
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import mobileprune as mp
 from mobileprune.calibration import Ranges, calibrate
 from mobileprune.data import Dataset
-from mobileprune.errors import ConversionError, InterpreterError, VerificationError
+from mobileprune.errors import ConversionError, InterpreterError, MobilePruneWarning, VerificationError
 from mobileprune.layer_names import float_layers
 from mobileprune.metadata import Metadata, add_metadata
 from mobileprune.min_runtime import with_minimum_runtime
@@ -136,6 +137,7 @@ class _Maker:
         self._learned = mp.is_quantize_aware(model)
         self._content = b"" if self._learned else mp.to_float_flatbuffer(model)
         self._measured: tuple[bytes, Ranges] | None = None
+        self._notes: list[str] = []
 
     def make(self, recipe: Recipe) -> tuple[Variant | None, list[str]]:
         """The variant, and what is to be said of it; no variant where mixed precision is not needed."""
@@ -145,7 +147,7 @@ class _Maker:
         if not recipe.needs_calibration:
             return self._variant(recipe, quantize(self._content, recipe)), []
         content, ranges = self._calibrated()
-        notes: list[str] = []
+        notes = list(self._notes)
         if recipe.name == MIXED:
             split = self._dataset.validation
             images = split.images(MIXED_IMAGES)
@@ -169,5 +171,12 @@ class _Maker:
             content = mp.to_float_flatbuffer(mp.equalize(self._model)) if self._making.equalize else self._content
             limits = mp.contract_range(self._dataset.preprocess)
             method = self._making.calibration_method
-            self._measured = content, calibrate(content, self._calibration, method, input_range=limits)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", MobilePruneWarning)
+                self._measured = content, calibrate(content, self._calibration, method, input_range=limits)
+            for each in said:
+                if issubclass(each.category, MobilePruneWarning):
+                    self._notes.append(str(each.message))
+                else:
+                    warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         return self._measured

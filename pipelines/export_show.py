@@ -14,7 +14,7 @@ from mobileprune.errors import SettingsError
 from mobileprune.recommend import Limits, baseline_of, meets
 from mobileprune.records import Manifest
 from mobileprune.report.markdown import table_head, table_row
-from mobileprune.report.words import comparison_with_control, goals
+from mobileprune.report.words import comparison_with_control, goals, notes
 
 
 def show(manifest: Manifest, folder: Path) -> None:
@@ -32,6 +32,8 @@ def show(manifest: Manifest, folder: Path) -> None:
         console.print(f"{words}: {folder / entry.file}")
     if sentence := comparison_with_control(manifest).replace("**", ""):
         console.print(sentence)
+    for note in notes(manifest):
+        console.print(note)
     for rejected in manifest.rejected:
         console.print(f"Not shipped: {rejected.file}: {rejected.reason}")
     if manifest.dataset["skipped"]:

@@ -63,7 +63,7 @@ def test_a_wrong_file_fails_everywhere():
 def test_a_crash_and_a_hang_are_results():
     content = variants()["float32"].content
     ranges = calibrate(content, images(8))
-    for name in [name for name in ranges if "relu" in name.lower()]:
+    for name in [name for name in ranges if name.startswith(("stem:", "depthwise:"))]:
         ranges[name] = {"min": np.array([np.nan]), "max": np.array([np.nan])}
     broken = Variant("tiny", "int8", quantize(content, "int8", ranges))
     found = check(broken, ["litert"])["litert"]

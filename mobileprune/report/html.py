@@ -10,7 +10,7 @@ from mobileprune.recommend import baseline_of, measured
 from mobileprune.records import Manifest, VariantRecord
 from mobileprune.report.drawing import svg
 from mobileprune.report.markdown import table_head, table_row
-from mobileprune.report.words import comparison_with_control, goals, percent
+from mobileprune.report.words import comparison_with_control, goals, notes, percent, runtimes
 
 FILE = "report.html"
 _MARKERS = {"float32": "o", "float16": "s", "dynamic_int8": "^", "int8": "D"}
@@ -32,6 +32,8 @@ def write_html(folder: Path, manifest: Manifest) -> Path:
         recommended=set(manifest.recommended.values()),
         goals=goals(manifest),
         control=comparison_with_control(manifest).replace("**", ""),
+        notes=notes(manifest),
+        runtimes=runtimes(manifest),
         plots=plots,
         percent=percent,
     )

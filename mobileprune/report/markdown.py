@@ -7,7 +7,16 @@ import jinja2
 from mobileprune.files import write_bytes
 from mobileprune.recommend import baseline_of, measured
 from mobileprune.records import Manifest, VariantRecord
-from mobileprune.report.words import comparison_with_control, goals, milliseconds, percent, size, versus
+from mobileprune.report.words import (
+    comparison_with_control,
+    goals,
+    milliseconds,
+    notes,
+    percent,
+    runtimes,
+    size,
+    versus,
+)
 
 FILE = "report.md"
 
@@ -54,6 +63,8 @@ def write_markdown(folder: Path, manifest: Manifest) -> Path:
         rows=[table_row(entry, baseline, loading=True) for entry in manifest.variants],
         goals=goals(manifest),
         control=comparison_with_control(manifest),
+        notes=notes(manifest),
+        runtimes=runtimes(manifest),
         percent=percent,
     )
     return write_bytes(folder / FILE, text.encode())

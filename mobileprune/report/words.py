@@ -3,6 +3,7 @@
 import math
 import re
 
+from mobileprune.errors import known_names
 from mobileprune.recommend import measured
 from mobileprune.records import Latency, Manifest, VariantRecord
 
@@ -43,6 +44,23 @@ def goals(manifest: Manifest) -> list[tuple[str, VariantRecord]]:
     return [
         (words, by_file[manifest.recommended[goal]]) for goal, words in _GOALS.items() if goal in manifest.recommended
     ]
+
+
+def notes(manifest: Manifest) -> list[str]:
+    """What is to be said of files beside their figures: each sentence once, with the files that it is about."""
+    found: dict[str, list[str]] = {}
+    for entry in manifest.variants:
+        left = (f"These ops compute in float: {known_names(entry.float_ops, 6)}.",) if entry.float_ops else ()
+        failed = (f"{each.runtime} does not run it right: {each.reason}" for each in entry.runtimes if not each.passed)
+        for sentence in (*entry.notes, *left, *failed):
+            found.setdefault(sentence, []).append(entry.file)
+    return [f"{known_names(files, 3)}: {sentence}" for sentence, files in found.items()]
+
+
+def runtimes(manifest: Manifest) -> str:
+    """The runtimes that every file passed on."""
+    passed = [entry.verified_runtimes for entry in manifest.variants]
+    return ", ".join(name for name in passed[0] if all(name in names for names in passed))
 
 
 def comparison_with_control(manifest: Manifest) -> str:
