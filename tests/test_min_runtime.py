@@ -3,7 +3,7 @@ from ai_edge_litert import schema_py_generated as schema
 from tiny_models import variants
 
 from mobileprune.errors import ModelError
-from mobileprune.min_runtime import RUNTIMES, minimum_runtime, unknown_ops, with_versions
+from mobileprune.min_runtime import RUNTIMES, minimum_runtime, unknown_ops, with_minimum_runtime, with_versions
 from mobileprune.op_versions import _RULES, calls
 from mobileprune.tflite_graph import OP_NAMES
 from mobileprune.tflite_rewrite import builtin_code, operator_code, packed, unpacked
@@ -97,3 +97,13 @@ def test_a_second_graph_that_is_damaged_is_refused():
     model.subgraphs.append(second)
     with pytest.raises(ModelError, match="tensor 7 of 0"):
         minimum_runtime(packed(model))
+
+
+def test_the_file_says_its_minimum_and_its_ops_keep_their_versions():
+    before, after = unpacked(content("dynamic_int8")), unpacked(with_minimum_runtime(content("dynamic_int8")))
+    assert [code.version for code in after.operatorCodes] == [code.version for code in before.operatorCodes]
+    assert [code.version for code in unpacked(with_versions(content("dynamic_int8"))).operatorCodes] != [
+        code.version for code in before.operatorCodes
+    ]
+    (entry,) = (each for each in after.metadata if each.name == b"min_runtime_version")
+    assert bytes(after.buffers[entry.buffer].data).rstrip(b"\0") == b"2.17.0"

@@ -175,6 +175,19 @@ def test_other_recipes_are_made_without_the_rounding():
         convert(aware, ["int8", "int3"])
 
 
+def test_uint8_files_and_strictness_are_those_of_other_models():
+    calibration = np.random.default_rng(0).normal(size=(16, 32, 32, 1)).astype(np.float32)
+    (variant,) = convert(quantize_aware(small(), calibration), ["uint8_io"], strict_int8=True)
+    graph = read_graph(variant.content)
+    assert [graph.inputs[0].dtype, graph.outputs[0].dtype] == ["UINT8", "UINT8"]
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, layers.LayerNormalization()(layers.Conv2D(4, 3)(inputs)))
+    aware = quantize_aware(model, calibration[:, :8, :8].repeat(3, axis=-1))
+    convert(aware, ["int8_float_io"])
+    with pytest.raises(ConversionError, match="leaves .* ops in float"):
+        convert(aware, ["int8_float_io"], strict_int8=True)
+
+
 def test_integer_input_is_refused_where_the_first_layer_stays_in_float():
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, layers.Conv2D(4, 3)(layers.LayerNormalization()(inputs)))

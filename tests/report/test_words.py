@@ -1,7 +1,16 @@
 import pytest
 from records_samples import latency, manifest, variant
 
-from mobileprune.report.words import comparison_with_control, goals, milliseconds, percent, size, versus
+from mobileprune.report.words import (
+    comparison_with_control,
+    goals,
+    milliseconds,
+    notes,
+    percent,
+    runtimes,
+    size,
+    versus,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +100,20 @@ def test_without_labels_nothing_is_said():
         for model in ("c50", "control")
     ]
     assert comparison_with_control(manifest(*entries)) == ""
+
+
+def test_notes_are_said_once_with_their_files():
+    passed = variant("base", "float32", runtimes=())
+    noted = [variant(model, "int8", runtimes=(), notes=("Too few images.",), float_ops=()) for model in ("base", "c50")]
+    assert notes(manifest(passed)) == []
+    assert notes(manifest(passed, *noted)) == ["net_base_int8.tflite, net_c50_int8.tflite: Too few images."]
+    (said,) = notes(manifest(variant("base", "int8", runtimes=())))
+    assert said == "net_base_int8.tflite: These ops compute in float: ELU of 'elu_3'."
+    (said,) = notes(manifest(variant("base", "float32")))
+    assert said == "net_base_float32.tflite: Old Runtime does not run it right: It crashed."
+
+
+def test_runtimes_are_those_that_every_file_passed_on():
+    both = variant("base", "float32", verified_runtimes=("New 2", "Old 1"))
+    assert runtimes(manifest(both)) == "New 2, Old 1"
+    assert runtimes(manifest(both, variant("c50", "float32", verified_runtimes=("New 2",)))) == "New 2"
