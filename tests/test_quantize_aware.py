@@ -184,7 +184,7 @@ def test_uint8_files_and_strictness_are_those_of_other_models():
     model = keras.Model(inputs, layers.LayerNormalization()(layers.Conv2D(4, 3)(inputs)))
     aware = quantize_aware(model, calibration[:, :8, :8].repeat(3, axis=-1))
     convert(aware, ["int8_float_io"])
-    with pytest.raises(ConversionError, match="leaves .* ops in float"):
+    with pytest.raises(ConversionError, match=r"leaves .* ops in float"):
         convert(aware, ["int8_float_io"], strict_int8=True)
 
 
