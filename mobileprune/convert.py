@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 from mobileprune.errors import ConversionError, ModelError
-from mobileprune.fake_quant import constants
+from mobileprune.fake_quant import FakeQuantize, QuantizedActivation, QuantizedKernel, constants
 from mobileprune.graph import check_finite
 from mobileprune.layer_names import Call, call_scope, with_layer_names
 from mobileprune.mixed_recipe import Recipe
@@ -225,11 +225,17 @@ def _numbered_calls(model: Any, calls: list[Call]) -> Iterator[dict[int, tuple[i
             )
             if self is model or not own or threading.get_ident() != thread:
                 return original(self, *args, **kwargs)
+            if isinstance(self, FakeQuantize):  # it rounds what another layer has made
+                answer = original(self, *args, **kwargs)
+                if id(args[0]) in made:
+                    made.setdefault(id(answer), (made[id(args[0])][0], answer))
+                return answer
             number = len(calls)
             path.append(self)
-            weights = getattr(self, "_trainable_variables", []) + getattr(self, "_non_trainable_variables", [])
+            held = _held(self)
+            weights = getattr(held, "_trainable_variables", []) + getattr(held, "_non_trainable_variables", [])
             kernels = tuple(math.prod(each.shape) for each in weights if len(each.shape) > 1)
-            calls.append(Call("/".join(each.name for each in path[1:]), kernels))
+            calls.append(Call("/".join(_held(each).name for each in path[1:]), kernels))
             try:
                 with tf.name_scope(call_scope(number)):
                     answer = original(self, *args, **kwargs)
@@ -251,6 +257,13 @@ def _numbered_calls(model: Any, calls: list[Call]) -> Iterator[dict[int, tuple[i
         finally:
             for kind, original in zip(kinds, originals, strict=True):
                 kind.__call__ = original
+
+
+def _held(operation: Any) -> Any:
+    """What a call goes by: of what trains with rounding, the layer that it holds."""
+    if isinstance(operation, (QuantizedKernel, QuantizedActivation)) and operation.layer is not None:
+        return operation.layer
+    return operation
 
 
 def _makers(answer: Any, made: Mapping[int, tuple[int, Any]]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from mobileprune.convert import convert
 from mobileprune.data import load_dataset
 from mobileprune.errors import ConversionError, DatasetError, ModelError
 from mobileprune.fake_quant import quantizers
+from mobileprune.layer_names import op_layers
 from mobileprune.models import gives_probabilities, load_model
 from mobileprune.pruning_callbacks import UpdatePruningStep
 from mobileprune.quantize_aware import (
@@ -173,6 +174,19 @@ def test_other_recipes_are_made_without_the_rounding():
     assert whole.inputs[0].scales[0] == pytest.approx((high - low) / 255, rel=1e-5)
     with pytest.raises(ConversionError, match="no recipe 'int3'"):
         convert(aware, ["int8", "int3"])
+
+
+def test_ops_of_its_files_go_by_the_layers_of_the_model():
+    model = small()
+    aware = quantize_aware(model, np.random.default_rng(0).normal(size=(16, 32, 32, 1)).astype(np.float32))
+    for variant in convert(aware, ["int8_float_io", "float32"]):
+        graph = read_graph(variant.content)
+        layers_of = dict(zip((op.name for op in graph.ops), op_layers(graph), strict=True))
+        kernels = {name: layers_of[name] for name in ("CONV_2D", "FULLY_CONNECTED") if name in layers_of}
+        assert kernels
+        for name, layer in kernels.items():
+            kind = keras.layers.Conv2D if name == "CONV_2D" else keras.layers.Dense
+            assert isinstance(model.get_layer(layer), kind), layers_of
 
 
 def test_uint8_files_and_strictness_are_those_of_other_models():
