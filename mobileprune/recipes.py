@@ -12,6 +12,7 @@ from typing import Any
 
 from mobileprune.calibration import REFUSALS, Ranges, calibrate
 from mobileprune.errors import ConversionError, known_names
+from mobileprune.int16_scales import with_general_int16
 from mobileprune.layer_names import FloatOp, float_layers
 from mobileprune.mixed_recipe import PRECISIONS, STATIC, Recipe, read_recipe
 from mobileprune.noise import captured_noise, described
@@ -162,6 +163,8 @@ def _dense(content: bytes, chosen: Recipe, ranges: Ranges | None, strict_int8: b
         except REFUSALS as error:
             raise ConversionError(f"Recipe {chosen.name!r} was refused: {described(error, said())}") from error
     quantized = bytes(result.quantized_model)
+    if "int16x8" in chosen.precisions:
+        quantized = with_general_int16(quantized)
     if chosen.integer_io:
         _check_io(read_graph(quantized), chosen)
     if chosen.io == "uint8":

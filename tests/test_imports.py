@@ -22,7 +22,7 @@ LAYERS = (
     {"op_versions"},
     {
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
-        *("prunable", "sparsity_allocation", "sparse_encoding", "uint8_io", "xnnpack_layout", "layer_names"),
+        *("prunable", "sparsity_allocation", "sparse_encoding", "uint8_io", "int16_scales", "xnnpack_layout", "layer_names"),
         *("metadata_schema", "min_runtime", "activations", "histograms"),
     },
     {"calibration_data"},
@@ -122,7 +122,7 @@ ALLOWED = {
     },
     "ai_edge_litert": {
         *("layer_names", "tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
-        *("sparse_encoding", "uint8_io", "op_versions", "activations", "bias_correction"),
+        *("sparse_encoding", "uint8_io", "int16_scales", "op_versions", "activations", "bias_correction"),
     },
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},
