@@ -122,7 +122,7 @@ def photographs(height: int, width: int) -> list[np.ndarray]:
     from PIL import Image
 
     if PHOTOS.value:
-        paths = sorted(path for path in Path(PHOTOS.value).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        paths = sorted(path for path in Path(PHOTOS.value).rglob("*") if path.suffix in (".jpg", ".jpeg", ".png"))
         opened = [Image.open(path).convert("RGB") for path in paths]
     else:
         import skimage.data as data

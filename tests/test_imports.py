@@ -22,8 +22,8 @@ LAYERS = (
     {"op_versions"},
     {
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
-        *("prunable", "sparsity_allocation", "sparse_encoding", "uint8_io", "int16_scales", "xnnpack_layout", "layer_names"),
-        *("metadata_schema", "min_runtime", "activations", "histograms"),
+        *("prunable", "sparsity_allocation", "sparse_encoding", "uint8_io", "xnnpack_layout", "layer_names"),
+        *("metadata_schema", "min_runtime", "activations", "histograms", "int16_scales"),
     },
     {"calibration_data"},
     {"interop.process", "class_changes", "port_checks", "preprocess_checks", "layer_errors"},

@@ -83,7 +83,7 @@ def outcome(content, recipe, ranges, expected, images, *, runtimes=(), runtime_i
         found["runtimes"] = {
             name: "" if check.passed else check.reason for name, check in zip(runtimes, checks.values(), strict=True)
         }
-    except Exception as error:  # any error is an outcome, and all but the project's own are defects
+    except Exception as error:  # noqa: BLE001 - any error is an outcome, and all but the project's own are defects
         found["reason"] = " ".join(f"{error}".split())
         found["untrue"] = untrue_refusal(error, content, recipe, ranges)
     return Outcome(**found)
