@@ -188,17 +188,19 @@ def table(results: list[dict[str, Any]], runtimes: tuple[str, ...] = FURTHER) ->
 
 def _cell(found: dict[str, Any], notes: dict[str, int]) -> str:
     def note(said: str) -> str:
+        said = said.replace(f"zoo_{found['recipe']}.tflite", "the file")
         return f"({notes.setdefault(said, len(notes) + 1)})"
 
-    ratio = "" if found["snr_db"] is None else f"{found['snr_db']:.0f} dB"
-    said = [f"refused {note(found['reason'])}"] if found["reason"] else ["ok"]
-    said.append(ratio)
+    ratio = "" if found["snr_db"] is None else f"{found['snr_db']:.{1 if found['reason'] else 0}f} dB"
+    told = bool(ratio) and "the outputs have" in found["reason"]  # then the ratio says why
+    said = ["ok" if not found["reason"] else "refused" if told else f"refused {note(found['reason'])}", ratio]
     if found["untrue"]:
         said.append(f"UNTRUE {note(found['untrue'])}")
     if found["float_ops"]:
         listed = ", ".join(f"{count} {kind}" for kind, count in found["float_ops"].items())
         said.append(f"float {note('In float: ' + listed + '.')}")
-    said += [f"not on {name} {note(reason)}" for name, reason in found["runtimes"].items() if reason]
+    if not found["reason"]:
+        said += [f"not on {name} {note(reason)}" for name, reason in found["runtimes"].items() if reason]
     return " ".join(each for each in said if each)
 
 

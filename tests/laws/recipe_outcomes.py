@@ -58,7 +58,7 @@ def measured_ranges(content, calibration):
         return calibrate(content, calibration)
 
 
-def outcome(content, recipe, ranges, expected, images, *, runtimes=(), runtime_images=4, timeout_s=600.0):
+def outcome(content, recipe, ranges, expected, images, *, runtimes=(), runtime_images=8, timeout_s=600.0):
     """Makes one recipe's file of a float flatbuffer and verifies it; whatever is raised is the outcome.
 
     Args:
@@ -67,7 +67,7 @@ def outcome(content, recipe, ranges, expected, images, *, runtimes=(), runtime_i
         ranges: what `calibrate` measured.
         expected: the model's outputs (N, outputs) for `images`.
         images: float32 (N, H, W, C).
-        runtimes: names of further runtimes, which get the first `runtime_images` images.
+        runtimes: names of further runtimes, which get the first `runtime_images` images of a file that was verified.
     """
     found = {"recipe": recipe}
     variant = None
@@ -78,6 +78,7 @@ def outcome(content, recipe, ranges, expected, images, *, runtimes=(), runtime_i
         found |= {"snr_db": report.snr_db, "agreement": report.agreement, "reason": " ".join(report.failures)}
         if found["reason"]:
             found["untrue"] = untrue_failure(found["reason"], variant, expected, images, timeout_s)
+            return Outcome(**found)
         some = slice(runtime_images)
         checks = verify_runtimes(expected[some], variant, images[some], runtimes, timeout_s=timeout_s)
         found["runtimes"] = {
