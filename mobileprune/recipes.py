@@ -19,7 +19,7 @@ from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
 from mobileprune.sparse_encoding import encode_sparse
 from mobileprune.sparse_path import check_arm
-from mobileprune.tflite_graph import TfliteGraph, read_graph
+from mobileprune.tflite_graph import FLOATS, TfliteGraph, read_graph
 from mobileprune.uint8_io import with_uint8_io
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -126,7 +126,7 @@ def quantize(content: bytes, recipe: str | Recipe, ranges: Ranges | None = None,
         recipe: a name from `RECIPES`, or a recipe.
         ranges: what `calibrate` measured, for recipes that need it.
         strict_int8: refuse the file when ops that should compute in integers (`int8`, `int16x8`) compute in float,
-            because there is no kernel. `float_layers` tells the same of any file.
+            because the quantizer cannot make them so. `float_layers` tells the same of any file.
 
     Raises:
         ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float, and
@@ -245,10 +245,15 @@ def _check_io(graph: TfliteGraph, recipe: Recipe) -> None:
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
             if tensor.dtype != stored:
-                ops = known_names(sorted({op.name for op in graph.float_ops()}))
+                kinds = known_names(sorted({op.name for op in graph.float_ops()}))
+                why = (
+                    f"because the quantizer makes no integer ops of these: {kinds}"
+                    if tensor.dtype in FLOATS
+                    else "because the model itself computes integers there, which have no scale"
+                )
                 raise ConversionError(
-                    f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops "
-                    f"have no {recipe.io} kernel: {ops}. Use 'int8_float_io'."
+                    f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, {why}. "
+                    "Use 'int8_float_io'."
                 )
 
 
@@ -276,6 +281,6 @@ def _check_strict(quantized: bytes, recipe: Recipe, graph: TfliteGraph, matches:
 def _check_none_left(recipe: Recipe, left: list[FloatOp]) -> None:
     if left:
         raise ConversionError(
-            f"Recipe {recipe.name!r} leaves {len(left)} ops in float, for which there is no integer kernel: "
+            f"Recipe {recipe.name!r} leaves {len(left)} ops in float, of which the quantizer makes no integer ones: "
             f"{known_names(map(str, left))}. Replace their layers, or allow float ops."
         )

@@ -1,9 +1,9 @@
 """The law of recipes, as functions that any model can be given to.
 
 Each recipe makes a file that says what the model says, or is refused with a reason, and the reason is true. What can be
-looked up is looked up: ops that are said to have no kernel are in the file and compute in float, and none of their kind
-computes in integers; shares of zeros are counted again; a verification's ratio is computed again from what the file
-answers.
+looked up is looked up: ops of which the quantizer is said to make no integer ones are in the file and compute in float,
+and none of their kind computes in integers; shares of zeros are counted again; a verification's ratio is computed again
+from what the file answers.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
 from mobileprune.verify import verify
 
-_NO_KERNEL = re.compile(r"have no \w+ kernel: ([\w, ]+)")
+_LEFT = re.compile(r"makes no integer ops of these: ([\w, ]+)")
 _ZEROS = re.compile(r"(\d+)% of the weights are zero")
 _RATIO = re.compile(r"the outputs have (-?[\d.]+) dB")
 
@@ -97,8 +97,8 @@ def untrue_refusal(error, content, recipe, ranges):
         return f"{type(error).__name__} is no MobilePruneError"
     if not said:
         return "nothing was said"
-    if named := _NO_KERNEL.search(said):
-        # The same precision with float input and output, which no lack of kernels can prevent.
+    if named := _LEFT.search(said):
+        # The same precision with float input and output, which nothing left in float can prevent.
         twin = quantize(content, dataclasses.replace(RECIPES[recipe], name="twin", io="float32"), ranges)
         return untrue_kinds(named[1].split(", "), twin)
     if shares := _ZEROS.search(said):
@@ -108,7 +108,7 @@ def untrue_refusal(error, content, recipe, ranges):
 
 
 def untrue_kinds(kinds, content):
-    """Why ops of these kinds cannot be what has no integer kernel in a file; empty if they can."""
+    """Why ops of these kinds cannot be what the quantizer left in float in a file; empty if they can."""
     left = {op.index: op.op for op in float_layers(content)}
     for kind in kinds:
         if kind not in left.values():

@@ -38,7 +38,7 @@ def mobilenet_v3():
 
 
 FAMILIES = {build.__name__: build for build in (mobilenet_v3, concatenation, vit_learned_positions)}
-# What has no kernel for integers there, by precision; nothing else may stay in float.
+# What the quantizer makes no integer ops of, by precision; nothing else may stay in float.
 FLOAT = {
     ("mobilenet_v3", "int16x8"): {"HARD_SWISH"},
     ("concatenation", "int8"): {"ELU"},
@@ -114,8 +114,8 @@ def test_a_false_reason_is_noticed():
     def judged(error):
         return untrue_refusal(error, content, "int8", ranges)
 
-    assert judged(ConversionError("… because these ops have no int8 kernel: ELU. Use …")) == ""
-    assert judged(ConversionError("… because these ops have no int8 kernel: SOFTMAX. Use …"))
+    assert judged(ConversionError("… because the quantizer makes no integer ops of these: ELU. Use …")) == ""
+    assert judged(ConversionError("… because the quantizer makes no integer ops of these: SOFTMAX. Use …"))
     assert judged(ConversionError("90% of the weights are zero, and …")) == "0% of the weights are zero"
     assert judged(KeyError("x")) == "KeyError is no MobilePruneError"
     assert judged(ConversionError("")) == "nothing was said"
