@@ -3,9 +3,9 @@
   python benchmarks/recipes_zoo.py [--only='MobileNet*,VGG16'] [--efficientnet=network.keras] [--out=folder]
 
 Each network, in a process of its own, with fresh weights and statistics that are all different but magnify no noise,
-is converted and calibrated once, on images of smooth noise. Then each recipe makes its file, `verify` compares its answers with the
-network's on other images, and `verify_runtimes` on LiteRT without XNNPACK and, where it is set up, TensorFlow Lite
-2.16.1. The sparse recipes get the same network with the smallest 80% of each kernel set to zero.
+is converted and calibrated once, on images of smooth noise. Then each recipe makes its file, `verify` compares its
+answers with the network's on other images, and `verify_runtimes` does on LiteRT without XNNPACK and, where it is set
+up, TensorFlow Lite 2.16.1. The sparse recipes get the same network with the smallest 80% of each kernel set to zero.
 
 Prints a table, network × recipe, and each reason below it. Exit code 1 if a recipe failed without a clear reason, or a
 reason is not true (see `tests/laws/recipe_outcomes.py` for what is looked up). What is finished is kept in --out, so
@@ -102,7 +102,7 @@ def fresh(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
     zoo.randomise(model)
     calibration, images = zoo.noise(model, CALIBRATION.value, seed=7), zoo.noise(model, IMAGES.value, seed=8)
     # Weights by chance make networks that magnify any noise, their own rounding, too: ResNet50 at 64 pixels by 37 dB.
-    # With higher offsets most values pass the activations as they are; then it is 8 dB, and a low ratio tells something.
+    # With higher offsets most values pass the activations as they are: then it is 8 dB, and a low ratio tells of faults.
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.center:
             layer.beta.assign(layer.beta + OFFSET.value)
