@@ -102,7 +102,7 @@ def fresh(name: str) -> tuple[Any, np.ndarray, np.ndarray]:
     zoo.randomise(model)
     calibration, images = zoo.noise(model, CALIBRATION.value, seed=7), zoo.noise(model, IMAGES.value, seed=8)
     # Weights by chance make networks that magnify any noise, their own rounding, too: ResNet50 at 64 pixels by 37 dB.
-    # With higher offsets most values pass the activations as they are: then it is 8 dB, and a low ratio tells of faults.
+    # With higher offsets most values pass the activations as they are: 8 dB, and a low ratio tells of faults.
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization) and layer.center:
             layer.beta.assign(layer.beta + OFFSET.value)
