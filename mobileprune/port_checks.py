@@ -22,6 +22,7 @@ PORT_DTYPES: Mapping[str, str] = MappingProxyType(
         **dict.fromkeys(("float32", "float16", "float32_sparse", "float16_sparse", "int8_float_io"), "float32"),
         **dict.fromkeys(("dynamic_int8", "dynamic_int4", "weight_only_int8"), "float32"),
         "int8": "int8",
+        "uint8_io": "uint8",
         "int16x8": "int16",
     }
 )

@@ -12,13 +12,14 @@ from typing import Any
 
 from mobileprune.calibration import REFUSALS, Ranges, calibrate
 from mobileprune.errors import ConversionError, known_names
+from mobileprune.int16_scales import with_general_int16
 from mobileprune.layer_names import FloatOp, float_layers
 from mobileprune.mixed_recipe import PRECISIONS, STATIC, Recipe, read_recipe
 from mobileprune.noise import captured_noise, described
 from mobileprune.records import Variant
 from mobileprune.sparse_encoding import encode_sparse
 from mobileprune.sparse_path import check_arm
-from mobileprune.tflite_graph import TfliteGraph, read_graph
+from mobileprune.tflite_graph import FLOATS, TfliteGraph, read_graph
 from mobileprune.uint8_io import with_uint8_io
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
@@ -131,7 +132,7 @@ def quantize(content: bytes, recipe: str | Recipe, ranges: Ranges | None = None,
         recipe: a name from `RECIPES`, or a recipe.
         ranges: what `calibrate` measured, for recipes that need it.
         strict_int8: refuse the file when ops that should compute in integers (`int8`, `int16x8`) compute in float,
-            because there is no kernel. `float_layers` tells the same of any file.
+            because the quantizer cannot make them so. `float_layers` tells the same of any file.
 
     Raises:
         ConversionError: see `make_variants`; also when a recipe with integer input and output leaves one in float, and
@@ -168,6 +169,8 @@ def _dense(content: bytes, chosen: Recipe, ranges: Ranges | None, strict_int8: b
         except REFUSALS as error:
             raise ConversionError(f"Recipe {chosen.name!r} was refused: {described(error, said())}") from error
     quantized = bytes(result.quantized_model)
+    if "int16x8" in chosen.precisions:
+        quantized = with_general_int16(quantized)
     if chosen.integer_io:
         _check_io(read_graph(quantized), chosen)
     if chosen.io == "uint8":
@@ -248,10 +251,15 @@ def _check_io(graph: TfliteGraph, recipe: Recipe) -> None:
     for kind, tensors in (("input", graph.inputs), ("output", graph.outputs)):
         for tensor in tensors:
             if tensor.dtype != stored:
-                ops = known_names(sorted({op.name for op in graph.float_ops()}))
+                kinds = known_names(sorted({op.name for op in graph.float_ops()}))
+                why = (
+                    f"because the quantizer makes no integer ops of these: {kinds}"
+                    if tensor.dtype in FLOATS
+                    else "because the model itself computes integers there, which have no scale"
+                )
                 raise ConversionError(
-                    f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, because these ops "
-                    f"have no {recipe.io} kernel: {ops}. Use 'int8_float_io'."
+                    f"Recipe {recipe.name!r} leaves the {kind} {tensor.name!r} in {tensor.dtype}, {why}. "
+                    "Use 'int8_float_io'."
                 )
 
 
@@ -279,6 +287,6 @@ def _check_strict(quantized: bytes, recipe: Recipe, graph: TfliteGraph, matches:
 def _check_none_left(recipe: Recipe, left: list[FloatOp]) -> None:
     if left:
         raise ConversionError(
-            f"Recipe {recipe.name!r} leaves {len(left)} ops in float, for which there is no integer kernel: "
+            f"Recipe {recipe.name!r} leaves {len(left)} ops in float, of which the quantizer makes no integer ones: "
             f"{known_names(map(str, left))}. Replace their layers, or allow float ops."
         )

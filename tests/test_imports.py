@@ -24,7 +24,7 @@ LAYERS = (
     {
         *("records", "ranking", "linear", "playback", "datasets.fashion_mnist", "benchmark.arm64"),
         *("prunable", "sparsity_allocation", "sparse_encoding", "uint8_io", "xnnpack_layout", "layer_names"),
-        *("metadata_schema", "min_runtime", "activations", "histograms"),
+        *("metadata_schema", "min_runtime", "activations", "histograms", "int16_scales"),
     },
     {"calibration_data"},
     {"interop.process", "class_changes", "port_checks", "preprocess_checks", "layer_errors"},
@@ -124,7 +124,7 @@ ALLOWED = {
     },
     "ai_edge_litert": {
         *("tflite_graph", "tflite_extras", "tflite_rewrite", "tflite_worker", "xnnpack_layout"),
-        *("sparse_encoding", "uint8_io", "activations", "bias_correction"),
+        *("sparse_encoding", "uint8_io", "int16_scales", "activations", "bias_correction"),
     },
     "litert_quantizer": {"calibration", "recipes"},
     "tensorflow_model_optimization": {"interop.process"},

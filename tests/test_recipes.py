@@ -47,6 +47,18 @@ def test_an_op_that_stays_in_float_is_seen():
         assert graph.outputs[0].dtype == ("INT8" if variant.recipe == "int8" else "FLOAT32")
 
 
+def test_an_output_of_integers_is_no_lack_of_the_quantizer():
+    import keras
+
+    from mobileprune.convert import convert
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(6)(keras.layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, keras.ops.top_k(x, 2)[1])
+    with pytest.raises(ConversionError, match=r"output .* in INT32, because the model itself computes integers there"):
+        convert(model, ["int8"], calibration=images(10, size=8))
+
+
 def test_a_damaged_file_is_refused(content):
     from mobileprune.errors import ModelError
 
