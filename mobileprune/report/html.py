@@ -65,7 +65,7 @@ def plot(manifest: Manifest, entries: list[VariantRecord], costs: list[float], c
         figure.legend(handles=handles, fontsize="small", loc="outside right upper")
         axes.set_xscale("log")
         for one in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            one(FuncFormatter(lambda value, _: f"{value:.3g}"))
+            one(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.tick_params(axis="x", which="both", labelsize="small", rotation=45)
         axes.set_xlabel(cost_name)
         axes.set_ylabel("test accuracy, %" if entries[0].accuracy is not None else "top-1 agreement, %")
