@@ -45,7 +45,7 @@ _HOMES = {
     "sparse_ready": ("SparseReady", "measure_rewrite", "sparse_ready"),
     "pruning_policy": ("PruneForLatencyOnXNNPack",),
     "verify": ("verify",),
-    "runtime_checks": ("RUNTIMES", "runtime_missing", "usable_runtimes", "verify_runtimes"),
+    "runtime_checks": ("runtime_missing", "usable_runtimes", "verify_runtimes"),
     "verify_files": ("verify_files",),
     "layer_errors": ("LayerErrors", "layer_errors"),
     "mixed_precision": ("choose_precision", "remedies", "sensitivities"),

@@ -11,6 +11,7 @@ import mobileprune as mp
 from mobileprune import image_flags, options
 from mobileprune.errors import SettingsError, VerificationError, known_names
 from mobileprune.histograms import METHODS
+from mobileprune.runtime_checks import RUNTIMES
 
 FLAGS = flags.FLAGS
 VERIFY_IMAGES = 64
@@ -28,7 +29,7 @@ def define() -> None:
     flags.DEFINE_enum("calibration_method", "minmax", ["minmax", *METHODS], "How int8 ranges follow from activations.")
     flags.DEFINE_bool("strict_int8", False, "Refuse integer files in which an op computes in float.")
     flags.DEFINE_bool("dynamic_batch", False, "Leave the batch open; some runtimes refuse that, others are slower.")
-    flags.DEFINE_list("runtimes", [], "Verify on these, too: " + ", ".join(mp.RUNTIMES) + ".")
+    flags.DEFINE_list("runtimes", [], "Verify on these, too: " + ", ".join(RUNTIMES) + ".")
     flags.DEFINE_string("labels", None, "Class names for the metadata, one a line in the order of the outputs.")
     for name in ("description", "author", "license"):
         flags.DEFINE_string(name, "", f"The {name} in the files' metadata.")

@@ -12,9 +12,10 @@ from mobileprune.errors import PlanError, known_names
 KERNEL_BYTES = {"float32": 4, "float16": 2, "dynamic_int8": 1, "int8": 1, "int8_float_io": 1}
 # A scale (float32) and a zero point (int64) for each channel of a quantized kernel, and of an int8 file's bias.
 _SCALE_BYTES = {"dynamic_int8": 12, "int8": 24, "int8_float_io": 24}
-# Names, shapes and operators: what a file holds besides data, for each kernel. Measured on tests/architectures.py,
-# `mobilenet_small` and MobileNetV2 with TensorFlow 2.21 and litert-quantizer 0.11: 810 to 1,130, longer names more.
-_OVERHEAD = {"float32": 900, "float16": 1050, "dynamic_int8": 900, "int8": 980, "int8_float_io": 980}
+# Names, shapes and operators: what a file holds besides data, in all and for each kernel. Measured on
+# tests/architectures.py and `mobilenet_small` with TensorFlow 2.21 and litert-quantizer 0.11.
+_FILE_BYTES = 1900
+_OVERHEAD = {"float32": 350, "float16": 460, "dynamic_int8": 370, "int8": 460, "int8_float_io": 460}
 _FOLDING = ("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "Conv2DTranspose", "SeparableConv2D", "Dense")
 
 
@@ -28,11 +29,10 @@ class FileSize:
     """The estimated size of a model's `.tflite` in one recipe.
 
     Kernels at 4, 2 or 1 bytes an entry, biases at 4, batch norms inside the convolution or dense layer before them (two
-    constants a channel where there is none), 12 or 24 bytes a channel for the scales of int8 files, and a constant for
-    each kernel for names and operators. Against `mobileprune.convert` it is within 2% for the networks of more than
-    100 kB in tests/test_file_size.py and within 10% for smaller ones, where long layer names and many operators
-    without weights count; float32, float16 and dynamic_int8 files of MobileNetV2, MobileNetV3-Small and ResNet50V2 came
-    within 0.6%, of DenseNet121 within 1.2%.
+    constants a channel where there is none), 12 or 24 bytes a channel for the scales of int8 files, and constants for
+    the file and each kernel for names and operators. Against `mobileprune.convert` it is within 2% for the networks of
+    more than 100 kB in tests/test_file_size.py and within 10% for smaller ones, where long layer names and many
+    operators without weights count.
 
     Args:
         graph: the model's channel graph.
@@ -57,8 +57,10 @@ class FileSize:
 
     def bytes(self, alive: np.ndarray) -> int:
         """The file's bytes when only the channels in `alive` (booleans by id) are left."""
-        return self._other * KERNEL_BYTES[self._recipe] + sum(
-            self._bytes_of(weight, alive) for weight in self._graph.ids.weights.values()
+        return (
+            _FILE_BYTES
+            + self._other * KERNEL_BYTES[self._recipe]
+            + sum(self._bytes_of(weight, alive) for weight in self._graph.ids.weights.values())
         )
 
     def _bytes_of(self, weight: Weight, alive: np.ndarray) -> int:

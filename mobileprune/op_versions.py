@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mobileprune.tflite_graph import OP_NAMES, TYPE_NAMES
+from mobileprune.errors import ModelError
+from mobileprune.tflite_graph import DAMAGE, OP_NAMES, TYPE_NAMES
 from mobileprune.tflite_rewrite import builtin_code
 
 
@@ -66,9 +67,19 @@ def calls(model: Any) -> Iterator[tuple[Any, Call]]:
 
 
 def needed_version(call: Call) -> int | None:
-    """The version that an op needs for its types and options; None where there is no rule for the op."""
+    """The version that an op needs for its types and options; None where there is no rule for the op.
+
+    Raises:
+        ModelError: it lacks inputs, outputs or options that every op of its kind has.
+    """
     rule = _RULES.get(call.name)
-    return None if rule is None else rule(call)
+    try:
+        return None if rule is None else rule(call)
+    except DAMAGE as error:
+        raise ModelError(
+            f"The .tflite is damaged: a {call.name} with {len(call.inputs)} inputs and {len(call.outputs)} outputs is "
+            f"none ({type(error).__name__}: {error}). Convert the model again."
+        ) from error
 
 
 def _tensors(graph: Any, indices: Any) -> tuple[Any, ...]:
