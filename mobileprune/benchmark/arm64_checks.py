@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from mobileprune.benchmark.arm64 import Arm64Run, Operator, arm64_missing, parsed, run_on_arm64
+from mobileprune.benchmark.comparison import FEWEST_PAIRS, compare
+from mobileprune.benchmark.inputs import noise_images
 from mobileprune.benchmark.statistics import median_ratio, percentiles
 from mobileprune.errors import InterpreterError, SettingsError
 from mobileprune.records import Latency, Variant
 from mobileprune.tflite_graph import TfliteGraph
-from mobileprune.tflite_runner import TfliteRunner, noise_images
+from mobileprune.tflite_runner import TfliteRunner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +154,8 @@ def benchmark_arm64(
 
     Returns:
         For each variant its latency, or the error that ended it. Emulated on one thread, `ratio` is that of the
-        processor's times, which neighbours disturb less than the clock's. `peak_memory_bytes` is what the runtime
-        allocated, without the file itself.
+        processor's times, which neighbours disturb less than the clock's; with 6 rounds or more its interval is that of
+        `comparison.compare`. `peak_memory_bytes` is what the runtime allocated, without the file itself.
 
     Raises:
         SettingsError: ARM64 is not set up, or an argument that cannot be meant.
@@ -170,7 +172,7 @@ def benchmark_arm64(
     for number in range(rounds):
         for index in map(int, generator.permutation(len(variants))):
             variant = variants[index]
-            name = f"{variant.model}_{variant.recipe}.tflite"
+            name = variant.file_name
             if index in errors:
                 continue
             try:
@@ -190,7 +192,7 @@ def benchmark_arm64(
     return [
         errors[index]
         if index in errors
-        else _latency(turns[index], None if baseline in errors else turns[baseline], threads, seed)
+        else _latency(turns[index], None if baseline in errors else turns[baseline], threads, seed, len(variants) - 1)
         for index in range(len(variants))
     ]
 
@@ -204,7 +206,9 @@ def _pointwise(graph: TfliteGraph) -> int:
     return sum(len(shape) == 4 and shape[1:3] == (1, 1) for shape in shapes)
 
 
-def _latency(turns: Sequence[Arm64Run], baseline: Sequence[Arm64Run] | None, threads: int, seed: int) -> Latency:
+def _latency(
+    turns: Sequence[Arm64Run], baseline: Sequence[Arm64Run] | None, threads: int, seed: int, others: int
+) -> Latency:
     summary = percentiles(np.concatenate([turn.invoke_s for turn in turns]) * 1e9)
     ratio = None
     if baseline is not None:
@@ -213,7 +217,11 @@ def _latency(turns: Sequence[Arm64Run], baseline: Sequence[Arm64Run] | None, thr
         medians = [
             [float(np.median(turn.cpu_s if worked else turn.invoke_s)) for turn in each] for each in (turns, baseline)
         ]
-        ratio = median_ratio(*medians, seed=seed)
+        if len(turns) >= FEWEST_PAIRS:
+            pairs = [[np.array([median]) for median in each] for each in medians]
+            ratio = compare(pairs[0], pairs[1], comparisons=max(1, others))
+        else:
+            ratio = median_ratio(*medians, seed=seed)
     return Latency(
         device=turns[0].device,
         runtime=turns[0].runtime,
@@ -228,4 +236,8 @@ def _latency(turns: Sequence[Arm64Run], baseline: Sequence[Arm64Run] | None, thr
         ratio=None if ratio is None else ratio.median,
         ratio_low=None if ratio is None else ratio.low,
         ratio_high=None if ratio is None else ratio.high,
+        confidence=None if ratio is None else ratio.confidence,
+        first_ms=1e3 * float(np.median([turn.first_s for turn in turns])),
+        restarts=len(turns),
+        rounds=len(turns),
     )

@@ -251,6 +251,18 @@ def test_a_difference_is_noticed():
         difference([here], answered(here[:, :2]))
 
 
+def test_six_turns_are_compared_and_fewer_are_rounds():
+    def turns(times):
+        return [Arm64Run((), (), 1.0, 1.0, (time,), (time,), 1, (), "there", "LiteRT", True) for time in times]
+
+    one, other = turns([2.0, 2.1, 2.2, 2.3, 2.4, 2.5]), turns([1.0] * 6)
+    compared = arm64_checks._latency(one, other, threads=1, seed=0, others=1)
+    assert (compared.restarts, compared.confidence) == (6, 1 - 2 / 64)
+    assert (compared.ratio_low, compared.ratio_high) == pytest.approx((2.0, 2.5))
+    few = arm64_checks._latency(one[:3], other[:3], threads=1, seed=0, others=1)
+    assert (few.restarts, few.confidence, few.ratio) == (3, 0.95, 2.1)
+
+
 def test_an_output_that_differs_is_noticed_beside_one_that_does_not():
     here = np.float32([[1, 2], [3, 4]])
     assert difference([here, here], answered(here, here[:, ::-1])).agreement == 0.0

@@ -3,6 +3,7 @@
 import pytest
 
 import mobileprune as mp
+from mobileprune.benchmark import devices_named
 from mobileprune.errors import InterpreterError, SettingsError
 
 
@@ -18,6 +19,20 @@ def test_one_file_is_timed(tmp_path):
 def test_an_unknown_device_is_refused():
     with pytest.raises(SettingsError, match="Known: host"):
         mp.benchmark(mp.Variant("m", "float32", b""), device="toaster")
+    with pytest.raises(SettingsError, match="Known: host, arm64, all"):
+        devices_named("toaster")
+
+
+def test_all_devices_are_those_that_are_set_up():
+    assert devices_named("host") == ("host",)
+    assert devices_named("arm64") == ("arm64",)
+    assert devices_named("all") == (("host",) if mp.arm64_missing() else ("host", "arm64"))
+
+
+def test_arm64_refuses_what_it_cannot_do():
+    for wrong in ({"xnnpack": False}, {"compare": True, "rounds": 5}):
+        with pytest.raises(SettingsError):
+            mp.benchmark_files([mp.Variant("m", "float32", b"")] * 2, "arm64", **wrong)
 
 
 def test_a_file_that_is_none_is_an_error():

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mobileprune.benchmark.statistics import median_ratio, percentiles, warm_up
+from mobileprune.benchmark.statistics import drift, median_ratio, outliers, percentiles, quantiles, warm_up
 from mobileprune.errors import SettingsError
 
 
@@ -58,3 +58,48 @@ def test_warming_up_ends_in_time_even_if_never_stable():
     results = itertools.count(1.0, 1.0)
     assert 1 <= len(warm_up(lambda: next(results) ** 2, clock=ticking(0.01), limit_s=0.2)) <= 21
     assert len(warm_up(lambda: 1.0, clock=ticking(1.0), limit_s=0.2)) == 1
+
+
+def test_quantiles_lie_in_the_middle_of_their_shares():
+    assert quantiles(np.arange(1, 101) * 1e6, 4) == pytest.approx((13.375, 38.125, 62.875, 87.625), rel=1e-4)
+    found = quantiles(np.random.default_rng(0).gamma(2.0, 1e6, 1000))
+    assert len(found) == 20
+    assert list(found) == sorted(found)
+    assert quantiles(np.array([5e6])) == (5.0,) * 20
+    with pytest.raises(SettingsError, match="no durations"):
+        quantiles(np.array([]))
+
+
+def test_a_trend_is_told_from_noise():
+    generator = np.random.default_rng(0)
+    noise = [generator.normal(1, 0.02, (200, 120)), generator.normal(1, 0.02, (200, 9))]
+    for series in noise:
+        assert np.mean([drift(each) != 0 for each in series]) <= 0.02
+    risen = [drift(each * np.linspace(1.0, 1.2, 120)) for each in noise[0]]
+    assert np.median(risen) == pytest.approx(0.2 * 11 / 12 / 1.1, rel=0.05)
+    assert min(risen) > 0.1
+    assert drift(np.linspace(2.0, 1.0, 50)) == pytest.approx(-11 / 12 / 1.5, rel=0.05)
+    assert drift(np.arange(1.0, 8.0)) is None
+
+
+def test_one_long_interruption_is_no_trend():
+    times = np.random.default_rng(0).normal(1, 0.01, 120)
+    times[100:] *= 3
+    assert drift(times) == 0
+
+
+def test_interruptions_are_counted():
+    generator = np.random.default_rng(0)
+    bursts = [generator.normal(1, 0.01, 20) for _ in range(50)]
+    assert outliers(bursts) == 0
+    for burst in bursts[::2]:
+        burst[3] *= 2
+    assert outliers(bursts) == pytest.approx(25 / 1000)
+    # A slow file's bursts are single inferences; those beside each other are looked at together.
+    singles = [np.array([1.0 + 0.5 * (number == 7)]) for number in range(40)]
+    assert outliers(singles) == 1 / 40
+    assert outliers([]) == 0
+
+
+def test_times_that_rise_from_burst_to_burst_are_not_interrupted():
+    assert outliers([np.full(20, 1.0 + 0.1 * number) for number in range(30)]) == 0
