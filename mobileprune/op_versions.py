@@ -6,64 +6,12 @@ The rules are those of TensorFlow Lite, `GetBuiltinOperatorVersion` in `tools/ve
 Lite's own number lets runtimes run what they have no kernel for; each has a comment.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from mobileprune.errors import ModelError
-from mobileprune.tflite_graph import DAMAGE, OP_NAMES, TYPE_NAMES
-from mobileprune.tflite_rewrite import builtin_code
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """One op of a file with the tensors it reads and writes, as the schema's objects; None is an absent input."""
-
-    name: str
-    inputs: tuple[Any, ...]
-    outputs: tuple[Any, ...]
-    options: Any
-
-    def kind(self, position: int = 0) -> str:
-        """The type of an input; empty where it is absent."""
-        return _kind(self.inputs, position)
-
-    def answer(self) -> str:
-        """The type of the first output."""
-        return _kind(self.outputs, 0)
-
-    def rank(self, position: int = 0) -> int:
-        return len(_shape(self.inputs, position))
-
-    def option(self, name: str) -> Any:
-        """An option's value, 0 where the op has no such option."""
-        return getattr(self.options, name, 0)
-
-    def scales(self, position: int) -> tuple[float, ...]:
-        return _scales(self.inputs[position]) if position < len(self.inputs) else ()
-
-    def per_channel(self, position: int, axis: int) -> bool:
-        """Whether an input has as many scales as channels along `axis`."""
-        shape = _shape(self.inputs, position)
-        return bool(shape) and len(self.scales(position)) == shape[axis]
-
-    def types(self) -> tuple[str, str, str]:
-        """Of the input, the weights and the output."""
-        return self.kind(), self.kind(1), self.answer()
-
-    def broadcasts_in_5d(self) -> bool:
-        shapes = [_shape(self.inputs, position) for position in range(2)]
-        return shapes[0] != shapes[1] and max(map(len, shapes)) > 4
-
-
-def calls(model: Any) -> Iterator[tuple[Any, Call]]:
-    """Each op of the schema's `ModelT`, all graphs, with the op code that it refers to."""
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            code = model.operatorCodes[op.opcodeIndex]
-            name = OP_NAMES.get(builtin_code(code), "CUSTOM")
-            yield code, Call(name, _tensors(graph, op.inputs), _tensors(graph, op.outputs), op.builtinOptions)
+from mobileprune.op_calls import Call
+from mobileprune.tflite_graph import DAMAGE
 
 
 def needed_version(call: Call) -> int | None:
@@ -82,27 +30,6 @@ def needed_version(call: Call) -> int | None:
         ) from error
 
 
-def _tensors(graph: Any, indices: Any) -> tuple[Any, ...]:
-    return tuple(graph.tensors[index] if index >= 0 else None for index in (() if indices is None else indices))
-
-
-def _kind(tensors: tuple[Any, ...], position: int) -> str:
-    if position >= len(tensors) or tensors[position] is None:
-        return ""
-    return str(TYPE_NAMES.get(tensors[position].type, ""))
-
-
-def _shape(tensors: tuple[Any, ...], position: int) -> tuple[int, ...]:
-    if position >= len(tensors) or tensors[position] is None or tensors[position].shape is None:
-        return ()
-    return tuple(int(size) for size in tensors[position].shape)
-
-
-def _scales(tensor: Any) -> tuple[float, ...]:
-    quantization = None if tensor is None else tensor.quantization
-    return () if quantization is None or quantization.scale is None else tuple(map(float, quantization.scale))
-
-
 def _conv_2d(call: Call) -> int:
     types = call.types()
     if types == ("INT16", "INT8", "INT16"):
@@ -119,7 +46,7 @@ def _conv_2d(call: Call) -> int:
 
 
 def _grouped(call: Call) -> int:
-    inputs, weights = _shape(call.inputs, 0), _shape(call.inputs, 1)
+    inputs, weights = call.shape(0), call.shape(1)
     return 6 if len(inputs) == len(weights) == 4 and inputs[3] != weights[3] else 1
 
 
@@ -184,7 +111,7 @@ def _mul(call: Call) -> int:
         return 7
     if kind in ("COMPLEX64", "INT64", "INT16"):
         return {"COMPLEX64": 6, "INT64": 5, "INT16": 4}[kind]
-    left, right, result = call.scales(0), call.scales(1), _scales(call.outputs[0])
+    left, right, result = call.scales(0), call.scales(1), call.answer_scales()
     if left and right and result and result[0] and left[0] * right[0] / result[0] >= 1:
         return 3
     return 2 if kind == "INT8" else 1
@@ -289,7 +216,7 @@ def _quantize(call: Call) -> int:
         return 5
     if "INT4" in types:
         return 4
-    if len(_scales(call.outputs[0])) > 1:
+    if len(call.answer_scales()) > 1:
         return 3
     return 2 if call.answer() == "INT16" else 1
 

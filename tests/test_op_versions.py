@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from mobileprune.op_versions import Call, needed_version
+from mobileprune.op_calls import Call
+from mobileprune.op_versions import needed_version
 
 
 def tensor(kind, shape=(1, 8, 8, 4), scales=(), sparse=False):
