@@ -6,9 +6,12 @@ import jinja2
 
 from mobileprune.files import write_bytes
 from mobileprune.recommend import baseline_of, measured
-from mobileprune.records import Manifest, VariantRecord
+from mobileprune.report import tables
+from mobileprune.report.layer_changes import MOST_LAYERS
 from mobileprune.report.words import (
     comparison_with_control,
+    devices,
+    gained,
     goals,
     milliseconds,
     notes,
@@ -17,6 +20,7 @@ from mobileprune.report.words import (
     size,
     versus,
 )
+from mobileprune.run_records import Manifest, VariantRecord
 
 FILE = "report.md"
 
@@ -66,5 +70,13 @@ def write_markdown(folder: Path, manifest: Manifest) -> Path:
         notes=notes(manifest),
         runtimes=runtimes(manifest),
         percent=percent,
+        gained=gained(manifest),
+        layers=tables.layers(manifest),
+        most_layers=MOST_LAYERS,
+        training=tables.training(manifest),
+        latencies=[(device, tables.latencies(manifest, device)) for device in devices(manifest)],
+        skipped=tables.skipped(manifest)[0],
+        more_skipped=tables.skipped(manifest)[1],
+        environment=tables.environment(manifest),
     )
     return write_bytes(folder / FILE, text.encode())

@@ -4,9 +4,9 @@ from html.parser import HTMLParser
 import pytest
 from records_samples import changed, manifest, variant
 
-from mobileprune.records import Rejected
 from mobileprune.report.html import plot, write_html
 from mobileprune.report.markdown import table_head, table_row
+from mobileprune.run_records import Rejected
 
 BASE = variant("base", "float32", bytes=800_000)
 SMALL = variant("c50", "int8", ms=0.5, bytes=100_000, accuracy=0.885)

@@ -1,9 +1,9 @@
 import pytest
 from records_samples import changed, latency, manifest, variant
 
-from mobileprune.records import Rejected
 from mobileprune.report.markdown import table_head, table_row, write_markdown
 from mobileprune.report.words import milliseconds, size
+from mobileprune.run_records import Rejected
 
 BASE = variant("base", "float32", bytes=800_000, gzip_bytes=700_000)
 SMALL = variant(

@@ -1,14 +1,23 @@
 import pytest
-from records_samples import latency, manifest, variant
+from records_samples import changed, latency, manifest, variant
 
 from mobileprune.report.words import (
+    accuracy_change,
+    chance,
+    choices,
     comparison_with_control,
+    devices,
+    gained,
     goals,
+    latency_on,
     milliseconds,
     notes,
     percent,
+    points,
     runtimes,
     size,
+    times_faster,
+    times_smaller,
     versus,
 )
 
@@ -117,3 +126,65 @@ def test_runtimes_are_those_that_every_file_passed_on():
     both = variant("base", "float32", verified_runtimes=("New 2", "Old 1"))
     assert runtimes(manifest(both)) == "New 2, Old 1"
     assert runtimes(manifest(both, variant("c50", "float32", verified_runtimes=("New 2",)))) == "New 2"
+
+
+def test_chance_is_two_standard_errors_of_the_difference():
+    entry = variant("base", "float32", accuracy=0.887)
+    images = {"train": 1, "validation": 1, "calibration": 1, "test": 5000}
+    made = manifest(entry)
+    made = changed(made, dataset={**made.dataset, "images": images})
+    # 2 * sqrt(2 * 0.887 * 0.113 / 5000) = 0.012663
+    assert chance(made, entry) == pytest.approx(1.2663, abs=1e-3)
+    unlabelled = changed(entry, accuracy=None, validation_accuracy=None, agreement=0.9)
+    assert chance(made, unlabelled) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.04, "±0.0 points"), (-0.04, "±0.0 points"), (0.06, "+0.1 points"), (-12.34, "−12.3 points")]
+)
+def test_differences_have_their_sign(value, words):
+    assert points(value) == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(0.29, "3.4× faster"), (0.9, "1.11× faster"), (1.0, "as fast"), (1.98, "2.0× slower"), (None, "")],
+)
+def test_speed_is_said_against_the_base(ratio, words):
+    assert times_faster(latency(1.0, ratio)) == words
+    assert times_faster(None) == ""
+
+
+def test_an_interval_that_holds_one_is_as_fast():
+    assert times_faster(changed(latency(1.0, 0.97), ratio_low=0.9, ratio_high=1.01)) == "as fast"
+    assert times_faster(changed(latency(1.0, 0.97), ratio_low=0.9, ratio_high=0.99)) == "1.03× faster"
+
+
+def test_a_file_that_is_best_at_several_is_named_once():
+    base, small = variant("base", "float32", bytes=800_000), variant("c50", "int8", ms=0.5, accuracy=0.6)
+    best = {"smallest": small.file, "fastest": small.file, "most_accurate": base.file}
+    made = manifest(base, small, recommended=best)
+    assert [(choice.goals, choice.entry) for choice in choices(made)] == [
+        ("Smallest and fastest on this host", small),
+        ("Most accurate", base),
+    ]
+    assert gained(made) == (
+        "Smallest and fastest on this host: c50 int8, 8.0× smaller, 2.0× faster, −30.0 points, a clear difference. "
+        "Most accurate: base float32, as it is."
+    )
+
+
+def test_a_difference_that_can_be_chance_is_no_clear_one():
+    base, other = variant("base", "float32"), variant("c50", "float32", accuracy=0.88)
+    assert accuracy_change(manifest(base, other), other, base) == "−2.0 points, no clear difference"
+    assert times_smaller(base, other) == "1.0× smaller"
+    assert times_smaller(changed(base, bytes=200_000), other) == "2.0× larger"
+
+
+def test_devices_are_told_apart_and_the_processors_kernels_are_not():
+    base, other = latency(1.0), changed(latency(2.0), accelerator="none")
+    phone = changed(latency(3.0), device="Pixel 6", threads=4, accelerator="GPU")
+    made = manifest(variant("base", "float32", latency=(base, phone)), variant("c50", "float32", latency=(other,)))
+    assert devices(made) == ["host (test), 1 thread", "Pixel 6, 4 threads, GPU"]
+    assert latency_on(made.variants[1], "host (test), 1 thread") == other
+    assert latency_on(made.variants[1], "Pixel 6, 4 threads, GPU") is None
