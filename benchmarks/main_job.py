@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from mobileprune.manifest import read_manifest
-from mobileprune.records import Manifest
+from mobileprune.run_records import Manifest
 
 PIPELINE = Path(__file__).resolve().parent.parent / "pipelines" / "classify_mobile.py"
 

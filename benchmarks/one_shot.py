@@ -53,7 +53,12 @@ TWIN = HERE / "torch_pruning_twin.py"
 
 MACS = flags.DEFINE_list("macs", ["0.7", "0.5", "0.3"], "Shares of the multiply-accumulates that are kept.")
 IMPORTANCE = flags.DEFINE_list(
-    "importance", ["l2", "fpgm", "batch_norm_scale", "taylor", "random", "obs"], "How channels are chosen."
+    "importance",
+    [
+        *("l2", "lamp", "fpgm", "batch_norm_scale", "taylor", "hessian", "apoz", "activation_mean", "reconstruction"),
+        *("random", "obs"),
+    ],
+    "How channels are chosen.",
 )
 COMPENSATE = flags.DEFINE_list("compensate", ["none", "mean", "least_squares"], "What is done for the channels lost.")
 SCOPES = flags.DEFINE_list("scopes", ["global"], "global, local or both, a row for each.")

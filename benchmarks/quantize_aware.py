@@ -2,13 +2,13 @@
 
   python benchmarks/quantize_aware.py [--seeds=5] [--epochs=1] [--dataset=fashion_mnist_full] [--bases=folder]
 
-For each seed the base is trained as `classify_mobile.py` does by default, and from it one network with half of the
-MACs (`c50`) and one with 80% zeros (`s80`) are made and fine-tuned. Each becomes int8 twice: from calibration images
-alone, and after --epochs of quantization-aware training from there. Prints, on the test images, the mean loss against
-the float32 network in points with its 95% interval over the seeds (Student's t; paired, the same network and images),
-how far the int8 file and the trained network agree, the share of zeros before and after, and what a training step
-costs relative to one without rounding. What is finished, trained networks included, is kept in --out, so that a run
-that was killed goes on.
+The base is trained as `classify_mobile.py` does by default, and from it one network with half of the MACs (`c50`) and
+one with 80% zeros (`s80`) are made and fine-tuned. For each seed, which draws the calibration images and the order of
+training, each becomes int8 twice: from calibration images alone, and after --epochs of quantization-aware training from
+there. Prints, on the test images, the mean loss against the float32 network in points with its 95% interval over the
+seeds (Student's t; paired, the same network and images), how far the int8 file and the trained network agree, the share
+of zeros before and after, and what a training step costs relative to one without rounding. What is finished, trained
+networks included, is kept in --out, so that a run that was killed goes on.
 """
 
 import json
@@ -27,7 +27,8 @@ import mobileprune as mp
 from mobileprune.tflite_graph import read_graph
 from mobileprune.train import compile_classifier
 
-SEEDS = flags.DEFINE_integer("seeds", 5, "How many.", lower_bound=1, upper_bound=10)
+SEEDS = flags.DEFINE_integer("seeds", 5, "Of calibration and training.", lower_bound=1, upper_bound=10)
+NETWORK_SEED = flags.DEFINE_integer("network_seed", 0, "Of the float networks.", lower_bound=0)
 EPOCHS = flags.DEFINE_integer("epochs", 1, "Of quantization-aware training.", lower_bound=1)
 LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-4, "Its peak.", lower_bound=0.0)
 TRAIN_EPOCHS = flags.DEFINE_integer("train_epochs", 8, "Of the base.", lower_bound=1)
@@ -54,8 +55,9 @@ def kept(name: str, make: Callable[[], Any], folder: Path | None = None) -> Any:
     return model
 
 
-def network(name: str, seed: int, dataset: mp.Dataset, contract: mp.Preprocess) -> Any:
+def network(name: str, dataset: mp.Dataset, contract: mp.Preprocess) -> Any:
     """The trained float network called `name`."""
+    seed = NETWORK_SEED.value
 
     def trained_base() -> Any:
         fresh = mp.build_model("mobilenet_small", contract, len(dataset.labels))
@@ -80,11 +82,13 @@ def network(name: str, seed: int, dataset: mp.Dataset, contract: mp.Preprocess) 
 
 def figures(name: str, seed: int) -> dict[str, float]:
     """Everything that is measured of one network."""
-    mp.set_seed(seed)
     contract = mp.input_contract("mobilenet_small", mp.default_preprocess(DATASET.value))
-    dataset = mp.load_dataset(DATASET.value, contract, seed=seed)
-    model = network(name, seed, dataset, contract)
-    images = dataset.calibration.images(CALIBRATION.value)
+    dataset = mp.load_dataset(DATASET.value, contract, seed=NETWORK_SEED.value)
+    mp.set_seed(NETWORK_SEED.value)
+    model = network(name, dataset, contract)
+    mp.set_seed(seed)
+    pool = dataset.calibration.images()
+    images = pool[np.random.default_rng(seed).permutation(len(pool))[: CALIBRATION.value]]
     floats, measured = mp.convert(model, ["float32", "int8"], calibration=images)
     held = mp.hold_zeros(model) if name == "s80" else model
     aware = mp.quantize_aware(held, calibration=images)
@@ -136,7 +140,14 @@ def interval(values: np.ndarray) -> str:
 
 def main(argv: list[str]) -> int:
     """Runs what is missing and prints the table."""
-    told = (DATASET.value, TRAIN_EPOCHS.value, FINETUNE_EPOCHS.value, EPOCHS.value, LEARNING_RATE.value)
+    told = (
+        DATASET.value,
+        NETWORK_SEED.value,
+        TRAIN_EPOCHS.value,
+        FINETUNE_EPOCHS.value,
+        EPOCHS.value,
+        LEARNING_RATE.value,
+    )
     path = Path(OUT.value) / f"{'_'.join(map(str, told))}.json"
     done: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
     for seed in range(SEEDS.value):

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,20 @@ def check_floor(target: str, floor: int, whole: int, budget: float) -> None:
             f"{target} cannot go below {floor:,} ({floor / whole:.0%} of the model); {budget:,.0f} were asked. Raise "
             "the target, or lower round_to or min_channels, raise max_ratio, or free more groups with keep and "
             "prune_only."
+        )
+
+
+def check_aside(target: str, cost: int, budget: float) -> None:
+    """Refuses a plan that had to keep more than the budget allows, see `Constraints.stepped_aside`.
+
+    Raises:
+        PlanError: with what it would keep.
+    """
+    if cost > budget:
+        raise PlanError(
+            f"{target}: {budget:,.0f} were asked, and {cost:,} is what is left where no layer has as many channels as "
+            "another axis of its outputs is long (Keras adds its bias along that one). Raise the target, or lower "
+            "round_to or min_channels, or raise max_ratio."
         )
 
 
@@ -58,14 +72,15 @@ class Allocation:
 
     @functools.cached_property
     def _classes(self) -> list[tuple[list[ChannelGroup], np.ndarray]]:
-        """The groups that are ranked together, with the losses of all their units, sorted upwards."""
+        """The groups that are ranked together, with the number of the group of each of their units, as they go.
+
+        Units of equal losses, as those that never fire or that a regulariser has emptied, go from all groups alike:
+        as many as the budget asks for, and not all at once.
+        """
         classes: dict[object, list[ChannelGroup]] = defaultdict(list)
         for group in self._limits.free:
             classes[structure(self._limits.graph, group) if self._scope == "isomorphic" else "all"].append(group)
-        return [
-            (groups, np.sort(np.concatenate([self._losses[group.name] for group in groups])))
-            for groups in classes.values()
-        ]
+        return [(groups, _in_turn([self._losses[group.name] for group in groups])) for groups in classes.values()]
 
     def removed(self, kept: Mapping[str, int]) -> dict[str, np.ndarray]:
         """The units that each free group loses, by group name."""
@@ -109,11 +124,9 @@ class Allocation:
         if self._scope == "local":
             return self.at_ratio(strength)
         kept = {}
-        for groups, losses in self._classes:
-            count = math.ceil(strength * len(losses))
-            threshold = losses[count - 1] if count else -np.inf
-            for group in groups:
-                gone = int(np.searchsorted(self._losses[group.name], threshold, "right"))
+        for groups, owners in self._classes:
+            going = np.bincount(owners[: math.ceil(strength * len(owners))], minlength=len(groups))
+            for group, gone in zip(groups, going.tolist(), strict=True):
                 kept[group.name] = self._limits.rounded(group, group.size - gone)
         return kept
 
@@ -129,6 +142,13 @@ class Allocation:
     def _worth_of_next_chunk(self, group: ChannelGroup, kept: Mapping[str, int]) -> float:
         removed = group.size - kept[group.name]
         return float(self._losses[group.name][max(0, removed - self._limits.round_to) : removed].sum())
+
+
+def _in_turn(losses: Sequence[np.ndarray]) -> np.ndarray:
+    """Of which list each unit is when the units of all go by their losses, never falling in each; shape (units,)."""
+    owners = np.repeat(np.arange(len(losses)), [len(each) for each in losses])
+    places = np.concatenate([(np.arange(len(each)) + 1) / len(each) for each in losses])
+    return np.asarray(owners[np.lexsort((places, np.concatenate(losses)))])
 
 
 def structure(graph: ChannelGraph, group: ChannelGroup) -> tuple[tuple[str, str, int], ...]:

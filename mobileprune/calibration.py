@@ -17,7 +17,7 @@ from mobileprune.noise import captured_noise, described
 from mobileprune.tflite_graph import TfliteGraph, read_graph
 
 # What litert-quantizer raises on graphs and ranges that it cannot work with.
-REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
+REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
 
 # Ranges count as settled when no end of one has moved by more than this share of its width, about 25 of 255 steps,
 WORST_MOVE = 0.1

@@ -48,6 +48,11 @@ def check_batch(batch: np.ndarray, shape: tuple[int, ...], before: int) -> None:
     Raises:
         DatasetError: with the figure that shows it.
     """
+    if batch.dtype in (np.int32, np.int64):
+        raise DatasetError(
+            f"The calibration images are {batch.dtype}, not float32. Preprocess them as for the model; if that "
+            "takes ids, of words for example, quantize it with 'dynamic_int8', which needs no calibration."
+        )
     if batch.dtype != np.float32:
         raise DatasetError(
             f"The calibration images are {batch.dtype}, not float32. Preprocess them as for the model "

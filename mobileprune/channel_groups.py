@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from mobileprune import channel_ops, channel_rules  # noqa: F401  (registers the rules)
+from mobileprune import (  # noqa: F401  (registers the rules)
+    attention_rules,
+    channel_ops,
+    channel_rules,
+    einsum_rules,
+    embedding_rules,
+    keras_hub_rules,
+    recurrent_rules,
+    wrapped_rules,
+)
 from mobileprune.channel_calls import Ids, Weight
 from mobileprune.channel_ids import ChannelIds
 
@@ -87,7 +96,7 @@ class ChannelGraph:
             self._each[vectors] = Cost(known.macs + fixed * weight.positions, params)
         # Parameters of weights that follow no channel never change.
         counted = sum(math.prod(weight.shape) for weight in self.ids.weights.values() if weight.stored)
-        self._fixed_params = int(model.count_params()) - counted
+        self._fixed_params = int(model.count_params()) - self.ids.aside - counted
 
     def everything(self) -> np.ndarray:
         """The choice that keeps every channel: booleans by id, shape (ids,)."""

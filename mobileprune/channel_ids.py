@@ -6,14 +6,15 @@ element by element the ids that meet are unified: those channels live or die tog
 on the ids themselves. What no rule knows is frozen, with the reason. Nothing of the model is changed.
 """
 
-from collections.abc import Mapping
-from operator import attrgetter
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from mobileprune.channel_calls import CONSTANT, OP_RULES, RULES, Call, Ids, Weight, compact
+from mobileprune.added_bias import AddedBias, Axis
+from mobileprune.channel_calls import CONSTANT, Call, Ids, Weight, attribute_at, compact, rule_for
 from mobileprune.errors import ModelError
 from mobileprune.graph import functional_graph, is_nested, nodes
 from mobileprune.union import Union
@@ -33,9 +34,11 @@ class ChannelIds:
             layer creates several kinds of channels, and `:0` for the outputs of an operation that no rule knows.
         layers: the layers that were walked, by path; those of nested models too.
         calls: the first call of every operation, by path.
-        sizes: for surgery, (layer path, configuration entry) -> ids whose survivors it counts.
+        sizes: for surgery, (layer path, configuration entry) -> ids whose survivors it counts. The entry is dotted
+            where it is one of a layer inside (`layer.config.units`).
         open_sizes: whether the model's inputs leave sizes open other than the batch; they count as 1.
         needed: sets of ids of which one at least must survive, each with the reader that would else have no input.
+        biases: those that Keras would add along the wrong axis if certain numbers of channels survived.
 
     Raises:
         ModelError: the model is subclassed or not built, so that its graph cannot be read.
@@ -48,15 +51,18 @@ class ChannelIds:
         self.calls: dict[str, Call] = {}
         self.sizes: dict[tuple[str, str], Ids] = {}
         self.needed: list[tuple[str, Ids]] = []
+        self.biases: list[AddedBias] = []
+        self._aside: dict[int, int] = {}
         self._paths: dict[int, str] = {}
         self._union = Union(1)
         self._reasons: list[tuple[Ids, str]] = []
         self._mixed: list[tuple[Ids, str]] = []
         self._whole: dict[str, str] = {}
         self._reshaped: list[Ids] = []
+        self._given: list[int] = []
         graph = functional_graph(model)
         self.open_sizes = any(None in tensor.shape[1:] for tensor in graph.inputs)
-        for tensor, array in zip(graph.outputs, self._walk(graph, None, ""), strict=True):
+        for tensor, array in zip(graph.outputs, self._walk(graph, None, "", 1), strict=True):
             self.freeze(array, f"model output {tensor._keras_history.operation.name!r}")
         self._settle_shapes()
 
@@ -66,13 +72,16 @@ class ChannelIds:
         """The ids along the axis of a tensor that holds its channels, shape (size of the axis,).
 
         Where other axes differ, too, their ids are unified: at every position channel k is one channel. None when
-        only other axes hold channels, so that this one does not.
+        only other axes hold channels, so that this one does not. What the model is given has its channels along
+        whichever axis is asked for.
         """
         small = compact(array)
         axis %= array.ndim
         others = [other for other, size in enumerate(small.shape) if size > 1 and other != axis]
         if others and small.shape[axis] == 1:
-            return None
+            if not np.isin(small, self._given).all():
+                return None
+            self.unify(small.reshape(-1)[:1], small.reshape(-1))
         for other in others:
             first = small.take([0], other)
             self.unify(np.broadcast_to(first, small.shape), small)
@@ -91,14 +100,15 @@ class ChannelIds:
 
         Args:
             call: the call whose layer owns the weight.
-            attribute: its name, dotted for weights of inner layers; nothing happens when the layer has none.
+            attribute: its name, dotted for weights of inner layers, whose places in lists are numbers; nothing happens
+                when the layer has none.
             axes: for each axis the ids along it; None for an axis that follows no channels.
             positions: how often the weight is applied in this call, 0 if it does not multiply and accumulate.
 
         Raises:
             ModelError: an axis has another length than its ids.
         """
-        variable = attrgetter(attribute)(call.operation)
+        variable = attribute_at(call.operation, attribute)
         if variable is not None:
             self._record(call, attribute, tuple(variable.shape), axes, positions, stored=True)
 
@@ -117,6 +127,7 @@ class ChannelIds:
         positions: int,
         stored: bool,
     ) -> None:
+        name, positions = call.inside + name, positions * call.times
         followed = {axis % len(shape): np.asarray(ids) for axis, ids in axes.items() if ids is not None}
         for axis, ids in followed.items():
             if ids.shape != (shape[axis],):
@@ -132,9 +143,26 @@ class ChannelIds:
                 self.freeze(ids, self._whole[call.path])
 
     def resize(self, call: Call, entry: str, ids: Ids) -> None:
-        """Says that the layer's configuration `entry` is the number of `ids`: surgery sets it to the survivors'."""
+        """Says that the layer's configuration `entry` is the number of `ids`: surgery sets it to the survivors'.
+
+        `entry.2` is the third of several numbers that the configuration holds under `entry`.
+        """
         if call.path not in self._whole:
-            self.sizes.setdefault((call.path, entry), ids)
+            self.sizes.setdefault((call.path, call.settings + entry), ids)
+
+    def set_aside(self, *variables: Any) -> None:
+        """Says that a wrapper notes these variables for itself: they are no parameters of the network."""
+        self._aside.update((id(variable), math.prod(variable.shape)) for variable in variables)
+
+    def rescale(self, call: Call, attribute: str, ids: Ids, power: float) -> None:
+        """Says that surgery multiplies a weight that was followed by the share of `ids` that survives, to `power`.
+
+        For layers that divide by something of their width: attention divides its scores by its root, so that what is
+        left of the queries must shrink by the root of what is left of the width.
+        """
+        weight = self.weights.get((call.path, attribute))
+        if weight is not None:
+            weight.rescaled = (ids, power)
 
     def unify(self, left: Ids, right: Ids) -> None:
         """From now on each id of `left` and the one of `right` at its place are one channel."""
@@ -157,6 +185,14 @@ class ChannelIds:
     def need_one(self, ids: Ids, reader: str) -> None:
         """One at least of these channels must survive, because `reader` reads no others."""
         self.needed.append((reader, np.unique(compact(ids))))
+
+    def adds_bias(self, call: Call, bias: Sequence[Axis], output: Sequence[Axis]) -> None:
+        """A layer adds a bias to an output, axis by axis: no number of survivors may put it along the wrong one."""
+        added = AddedBias(call.path, tuple(bias), tuple(output))
+        if added.misplaced():
+            for channels in added.channels:
+                self.freeze(channels, f"Keras adds a bias of {call.path!r} along the wrong axis, which is as long")
+        self.biases.append(added)
 
     def keep_rectangular(self, array: Ids) -> None:
         """Marks a tensor whose channels spread over several axes: only whole slices of it can go.
@@ -202,7 +238,21 @@ class ChannelIds:
         self.freeze(created, reason)
         return np.broadcast_to(created, shape)
 
+    def walk_inside(self, call: Call, model: Any, arguments: list[Ids], times: int) -> list[Ids]:
+        """Walks a model that the call's layer holds and runs `times` times, and returns the ids of its outputs."""
+        path = self._paths.setdefault(id(model), f"{call.path}/{model.name}")
+        return self._walk(functional_graph(model), arguments, f"{path}/", call.times * times)
+
+    def inside(self, call: Call) -> list[Ids]:
+        """Passes the ids through a layer that another one holds, by its own rule: see `Call.inside`."""
+        return self._pass(call)
+
     # What the stages read.
+
+    @property
+    def aside(self) -> int:
+        """How many of the model's values are notes of wrappers."""
+        return sum(self._aside.values())
 
     def path(self, layer: Any) -> str:
         """The path of a layer that was walked."""
@@ -233,7 +283,7 @@ class ChannelIds:
 
     # The walk.
 
-    def _walk(self, graph: Any, arguments: list[Ids] | None, prefix: str) -> list[Ids]:
+    def _walk(self, graph: Any, arguments: list[Ids] | None, prefix: str, times: int) -> list[Ids]:
         """Walks one graph, nested ones inside it, and returns the ids of its outputs."""
         ids: dict[int, Ids] = {}
         given = dict(zip((id(tensor) for tensor in graph.inputs), arguments or [], strict=arguments is not None))
@@ -241,15 +291,17 @@ class ChannelIds:
             operation = node.operation
             path = self._paths.setdefault(id(operation), prefix + operation.name)
             inputs = [ids[id(tensor)] for tensor in node.input_tensors]
-            call = Call(operation, path, inputs, self._shapes(node, inputs), node)
+            call = Call(operation, path, inputs, self._shapes(node, inputs), node, times=times)
             if isinstance(operation, keras.Layer):
                 self.layers[path] = operation
             if is_nested(operation):
-                found = self._walk(functional_graph(operation), inputs, f"{path}/")
+                found = self._walk(functional_graph(operation), inputs, f"{path}/", times)
             elif arguments is not None and id(node.output_tensors[0]) in given:
                 found = [self._argument(path, given[id(node.output_tensors[0])])]
             else:
                 found = self._pass(call)
+                if not node.input_tensors:
+                    self._given += np.unique(compact(found[0])).tolist()
             for tensor, array in zip(node.output_tensors, found, strict=True):
                 ids[id(tensor)] = _stored(array)
             call.outputs.extend(ids[id(tensor)] for tensor in node.output_tensors)
@@ -284,9 +336,7 @@ class ChannelIds:
 
     def _pass(self, call: Call) -> list[Ids]:
         kind = type(call.operation)
-        known = RULES.get(kind)
-        if known is None and kind.__module__.startswith(("keras.src.ops.", "keras.src.activations.")):
-            known = OP_RULES.get(kind.__name__)
+        known = rule_for(kind)
         if known is None:
             return self.refuse(call, f"{kind.__name__} {call.path!r} has no channel rule")
         try:

@@ -10,10 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mobileprune.channel_calls import CONSTANT, Call, Ids, compact, register_channels, rule_for_ops
+from mobileprune.channel_calls import CONSTANT, Call, Ids, channel_axis, compact, register_channels, rule_for_ops
 from mobileprune.channel_ids import ChannelIds
 from mobileprune.errors import ModelError
-from mobileprune.graph import is_channels_last
 
 layers = keras.layers
 
@@ -22,6 +21,8 @@ _WINDOWS = (
     *(layers.AveragePooling1D, layers.AveragePooling2D, layers.MaxPooling1D, layers.MaxPooling2D),
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D),
     *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D),
+    *(layers.AveragePooling3D, layers.MaxPooling3D, layers.GlobalAveragePooling3D, layers.GlobalMaxPooling3D),
+    *(layers.ZeroPadding3D, layers.Cropping3D, layers.UpSampling3D),
     *(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.Cropping1D, layers.Cropping2D),
     *(layers.UpSampling1D, layers.UpSampling2D, layers.Resizing),
 )
@@ -59,9 +60,10 @@ SELECTIONS = (*("GetItem", "Slice", "Take", "Split", "Hsplit", "Vsplit", "Dsplit
 @register_channels(*_WINDOWS)
 @rule_for_ops(*_WINDOW_OPS)
 def _windows(ids: ChannelIds, call: Call) -> list[Ids]:
-    if len(call.inputs) > 1:
-        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
-    channels = ids.channels(call.inputs[0]) if is_channels_last(call.operation) else None
+    array = call.inputs[0]
+    for mask in call.inputs[1:]:
+        ids.freeze(mask, f"{call.path!r} is masked by it")
+    channels = ids.channels(array, channel_axis(call.operation, array.ndim))
     if channels is None:
         return ids.refuse(call, f"{type(call.operation).__name__} {call.path!r} moves over the axis of the channels")
     return call.spread(channels)

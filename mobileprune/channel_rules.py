@@ -10,29 +10,29 @@ from typing import Any
 import keras
 import numpy as np
 
-from mobileprune.channel_calls import Call, Ids, register_channels
+from mobileprune.channel_calls import Call, Ids, channel_axis, compact, register_channels
 from mobileprune.channel_ids import ChannelIds
-from mobileprune.graph import is_channels_last
 
 layers = keras.layers
 
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose)
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _POINTWISE = (
     *(layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity, layers.ActivityRegularization),
     *(layers.GaussianNoise, layers.GaussianDropout, layers.SpatialDropout1D, layers.SpatialDropout2D),
+    layers.SpatialDropout3D,
 )
 # Activations that read all channels at once: removing one changes the others.
 _MIXING_ACTIVATIONS = {"softmax", "log_softmax", "sparsemax"}
-_LIBRARIES = {"keras", "tensorflow"}
-# Functions of Keras and TensorFlow that act on each value alone. Any other function may do anything.
+_LIBRARIES = {"keras", "keras_hub", "tensorflow"}
+# Functions of Keras, Keras Hub and TensorFlow that act on each value alone. Any other function may do anything.
 _POINTWISE_ACTIVATIONS = {
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish", "sigmoid"),
     *("hard_sigmoid", "log_sigmoid", "sparse_sigmoid", "hard_silu", "hard_swish", "exponential", "threshold"),
     *("softplus", "softsign", "squareplus", "sparse_plus", "soft_shrink", "hard_shrink"),
-    *("tanh", "hard_tanh", "tanh_shrink"),
+    *("tanh", "hard_tanh", "tanh_shrink", "gelu_approximate", "quick_gelu"),
 }
 
 
@@ -55,18 +55,18 @@ def _convolution(ids: ChannelIds, call: Call) -> list[Ids]:
     made = _made(ids, call, layer.filters)
     _keep_groups_alike(ids, layer.groups, read, made)
     ids.follow(call, "kernel", {-2: read[: len(read) // layer.groups], -1: made}, call.positions)
-    ids.follow(call, "bias", {0: made})
+    _follow_bias(ids, call, made)
     return call.spread(made)
 
 
 def _depthwise_by_groups(ids: ChannelIds, call: Call, read: Ids) -> list[Ids]:
     """A convolution with a group for each channel that it reads: channels pass, and groups go with them."""
     passed = np.repeat(read, call.operation.filters // len(read))
-    _freeze_if_mixing(ids, call, passed)
+    freeze_if_mixing(ids, call, passed, call.operation.activation)
     ids.resize(call, "groups", read)
     ids.resize(call, "filters", passed)
     ids.follow(call, "kernel", {-1: passed}, call.positions)
-    ids.follow(call, "bias", {0: passed})
+    _follow_bias(ids, call, passed)
     return call.spread(passed)
 
 
@@ -76,8 +76,8 @@ def _transposed(ids: ChannelIds, call: Call) -> list[Ids]:
     if read is None:
         return _refused(ids, call, "kernel")
     made = _made(ids, call, call.operation.filters)
-    ids.follow(call, "kernel", {-1: read, -2: made}, math.prod(call.inputs[0].shape[:-1]))
-    ids.follow(call, "bias", {0: made})
+    ids.follow(call, "kernel", {-1: read, -2: made}, math.prod(call.inputs[0].shape) // len(read))
+    _follow_bias(ids, call, made)
     return call.spread(made)
 
 
@@ -87,9 +87,9 @@ def _depthwise(ids: ChannelIds, call: Call) -> list[Ids]:
     if read is None:
         return _refused(ids, call, "kernel")
     passed = np.repeat(read, call.operation.depth_multiplier)
-    _freeze_if_mixing(ids, call, passed)
+    freeze_if_mixing(ids, call, passed, call.operation.activation)
     ids.follow(call, "kernel", {-2: read}, call.positions)
-    ids.follow(call, "bias", {0: passed})
+    _follow_bias(ids, call, passed)
     return call.spread(passed)
 
 
@@ -103,7 +103,7 @@ def _separable(ids: ChannelIds, call: Call) -> list[Ids]:
     passed = np.repeat(read, layer.depth_multiplier)
     ids.follow(call, "depthwise_kernel", {-2: read}, call.positions)
     ids.follow(call, "pointwise_kernel", {-2: passed, -1: made}, call.positions)
-    ids.follow(call, "bias", {0: made})
+    _follow_bias(ids, call, made)
     return call.spread(made)
 
 
@@ -130,12 +130,13 @@ def _dense(ids: ChannelIds, call: Call) -> list[Ids]:
 
 @register_channels(layers.BatchNormalization)
 def _batch_normalization(ids: ChannelIds, call: Call) -> list[Ids]:
-    if len(call.inputs) > 1:
-        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
+    for mask in call.inputs[1:]:
+        # Of which positions the statistics are taken; channels are normalised one by one all the same.
+        ids.freeze(mask, f"{call.path!r} is masked by it")
     channels = ids.channels(call.inputs[0], call.operation.axis)
     for attribute in ("gamma", "beta", "moving_mean", "moving_variance"):
         ids.follow(call, attribute, {0: channels})
-    return call.inputs
+    return call.inputs[:1]
 
 
 @register_channels(layers.LayerNormalization, layers.RMSNormalization)
@@ -181,48 +182,6 @@ def _prelu(ids: ChannelIds, call: Call) -> list[Ids]:
     return call.inputs
 
 
-@register_channels(layers.MultiHeadAttention)
-def _attention(ids: ChannelIds, call: Call) -> list[Ids]:
-    """Whole heads go (Michel et al. 2019, arXiv:1905.10650): their width, and so the queries' scale, stays."""
-    layer = call.operation
-    read = _attention_inputs(call)
-    tensors = [ids.channels(array) for array in read]
-    if any(array.ndim != 3 for array in read) or any(channels is None for channels in tensors):
-        return ids.refuse(call, f"MultiHeadAttention {call.path!r} attends over more than one axis")
-    if layer.get_config().get("use_gate"):
-        return ids.refuse(call, f"MultiHeadAttention {call.path!r} has a gate")
-    for array in call.inputs:
-        if not any(array is other for other in read):
-            ids.freeze(array, f"{call.path!r} is masked by it")
-    heads = ids.create(call, layer.num_heads, "heads")
-    made = ids.create(call, call.output_shapes[0][-1])
-    ids.resize(call, "num_heads", heads)
-    ids.resize(call, "output_shape", made)
-    queries, values = read[0].shape[1], read[1].shape[1]
-    for name, channels, positions in zip(("query", "value", "key"), tensors, (queries, values, values), strict=True):
-        ids.follow(call, f"{name}_dense.kernel", {0: channels, 1: heads}, positions)
-        ids.follow(call, f"{name}_dense.bias", {0: heads})
-    width = layer.value_dim or layer.key_dim
-    ids.follow(call, "output_dense.kernel", {0: heads, 2: made}, queries)
-    ids.follow(call, "output_dense.bias", {0: made})
-    ids.multiplies(call, "scores", (layer.num_heads, layer.key_dim), {0: heads}, queries * values)
-    ids.multiplies(call, "mixture", (layer.num_heads, width), {0: heads}, queries * values)
-    scores = [ids.create_frozen(call, "attention scores", 1)] if len(call.output_shapes) > 1 else []
-    if scores:
-        ids.freeze(heads, f"the scores of {call.path!r} are read")
-    return [*call.spread(made), *scores]
-
-
-def _attention_inputs(call: Call) -> list[Ids]:
-    """Ids of the query, the value and the key; masks are no channels."""
-    known = {id(tensor): array for tensor, array in zip(call.node.input_tensors, call.inputs, strict=True)}
-    names = ("query", "value", "key")
-    given = {**dict(zip(names, call.node.arguments.args, strict=False)), **call.node.arguments.kwargs}
-    query, value = given["query"], given["value"]
-    key = given.get("key")
-    return [known[id(tensor)] for tensor in (query, value, value if key is None else key)]
-
-
 @register_channels(*_POINTWISE)
 def _pointwise(ids: ChannelIds, call: Call) -> list[Ids]:
     return call.inputs
@@ -237,19 +196,23 @@ def _dropout(ids: ChannelIds, call: Call) -> list[Ids]:
 
 @register_channels(layers.Activation)
 def _activation(ids: ChannelIds, call: Call) -> list[Ids]:
-    _freeze_if_mixing(ids, call, call.inputs[0])
+    freeze_if_mixing(ids, call, call.inputs[0], call.operation.activation)
     return call.inputs
 
 
 @register_channels(layers.Softmax)
 def _softmax(ids: ChannelIds, call: Call) -> list[Ids]:
     if len(call.inputs) > 1:
-        return ids.refuse(call, f"{call.path!r} is masked by a tensor")
+        array, mask = call.inputs
+        mask = mask.reshape((1,) * (array.ndim - mask.ndim) + mask.shape)
+        if any(size > 1 and mask.shape[axis] > 1 for axis, size in enumerate(compact(array).shape)):
+            return ids.refuse(call, f"{call.path!r} is masked by a tensor")
+        ids.freeze(mask, f"{call.path!r} is masked by it")  # at positions, the same for all channels
     axes = call.operation.axis
     axes = [axes] if isinstance(axes, int) else axes
     if any(_along(ids, call.inputs[0], axis) is not None for axis in axes):
         ids.inexact(call.inputs[0], f"softmax of {call.path!r} reads all channels at once")
-    return call.inputs
+    return call.inputs[:1]
 
 
 @register_channels(layers.Rescaling, layers.Normalization)
@@ -281,14 +244,25 @@ _register_convnext()
 
 
 def _read(ids: ChannelIds, call: Call) -> Ids | None:
-    """The channels that a convolution reads, None if they do not lie along the last axis."""
-    return ids.channels(call.inputs[0]) if is_channels_last(call.operation) else None
+    """The channels that a convolution reads, None if they do not lie along the axis of its `data_format`."""
+    array = call.inputs[0]
+    return ids.channels(array, channel_axis(call.operation, array.ndim))
+
+
+def _follow_bias(ids: ChannelIds, call: Call, made: Ids) -> None:
+    """The bias of a convolution follows its channels."""
+    ids.follow(call, "bias", {0: made})
+    shape = call.output_shapes[0]
+    axis = channel_axis(call.operation, len(shape))
+    if call.operation.use_bias and axis != len(shape) - 1:
+        output = [made if place == axis else size or 1 for place, size in enumerate(shape)]
+        ids.adds_bias(call, [made if place == axis else 1 for place in range(len(shape))], output)
 
 
 def _made(ids: ChannelIds, call: Call, count: int) -> Ids:
     made = ids.create(call, count)
     ids.resize(call, "units" if isinstance(call.operation, layers.Dense) else "filters", made)
-    _freeze_if_mixing(ids, call, made)
+    freeze_if_mixing(ids, call, made, call.operation.activation)
     return made
 
 
@@ -312,8 +286,8 @@ def _keep_groups_alike(ids: ChannelIds, groups: int, *arrays: Ids) -> None:
             ids.unify(parts[:1], parts)
 
 
-def _freeze_if_mixing(ids: ChannelIds, call: Call, array: Ids) -> None:
-    activation = call.operation.activation
+def freeze_if_mixing(ids: ChannelIds, call: Call, array: Ids, activation: Any) -> None:
+    """Says of a layer's own activation that it reads all channels at once, or may do so."""
     name = getattr(activation, "__name__", type(activation).__name__)
     home = str(getattr(activation, "__module__", "")).partition(".")[0]
     if name in _MIXING_ACTIVATIONS and home in _LIBRARIES:

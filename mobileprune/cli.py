@@ -10,10 +10,19 @@ from absl import app, flags
 from rich.table import Table
 
 import mobileprune as mp
-from mobileprune import convert_cli, image_flags, options, sparsity_options, verify_cli
-from mobileprune.benchmark import DEVICES
+from mobileprune import (
+    benchmark_cli,
+    convert_cli,
+    image_flags,
+    options,
+    report_cli,
+    sensitivity_cli,
+    ship_cli,
+    sparsity_options,
+    verify_cli,
+)
 from mobileprune.console import exit_code, make_console, parse_flags
-from mobileprune.errors import ConversionError, InterpreterError, ModelError, SettingsError, known_names
+from mobileprune.errors import ConversionError, ModelError, SettingsError, known_names
 from mobileprune.sparse_path import sparse_path
 from mobileprune.tflite_graph import read_graph
 
@@ -24,13 +33,21 @@ _USAGE = """mobileprune VERB … takes single steps:
   mobileprune inspect FILE.tflite              ops, inputs, outputs, zeros; sparse inference
   mobileprune prune MODEL.keras --macs=0.5 --images=FOLDER --out=SMALLER.keras [--plan=PLAN.json]
   mobileprune sparsify MODEL.keras --sparsity=0.8 --images=FOLDER --out=SPARSE.keras [--sparse_ready]
+  mobileprune sensitivity MODEL.keras --images=FOLDER --out=FOLDER [--kind=channels|sparsity|quantization]
+                                               what each part costs, one at a time: table, JSON, picture
   mobileprune convert MODEL.keras --recipes=float16,int8 --images=FOLDER --out=FOLDER
   mobileprune verify MODEL.keras FILE.tflite --images=FOLDER [--labels=NAMES.txt] [--per_layer] [--out=FOLDER]
                                                does it say what the model says; exit code 3 where it does not
-  mobileprune benchmark FILE.tflite …          latency on this machine, the files in turn
+  mobileprune benchmark FILE.tflite … [--threads=1,2,4]
+                                               latency on this machine, the files in turn
+  mobileprune benchmark FILE.tflite … --compare
+                                               which are really faster than the first: 30 seconds for each
   mobileprune benchmark FILE.tflite … --device=arm64
                                                on emulated ARM64: does it run, are its zeros skipped, same answers?
-  mobileprune report RUN_FOLDER                report.md and report.html anew from manifest.json
+  mobileprune benchmark FILE.tflite … --device=SERIAL --benchmark_model=PROGRAM
+                                               on an Android phone, through adb
+  mobileprune ship RUN_FOLDER                  the recommended files into the Android demo, with pictures to check it by
+  mobileprune report RUN_FOLDER [OTHER_RUN]    report.md and report.html anew from manifest.json, or two runs compared
 
 `mobileprune VERB --help` lists a verb's flags. Whole jobs: python pipelines/classify_mobile.py --help"""
 
@@ -131,9 +148,11 @@ def _inspect_metadata(console: Any, metadata: Any) -> None:
 def _prune(arguments: Sequence[str]) -> None:
     path = _one(arguments, "a .keras or .h5 file")
     out = _keras_file(FLAGS.out)
-    for flag, looks in (("importance", ("obs", "taylor")), ("compensate", ("mean", "least_squares"))):
+    for flag, looks in (("importance", options.WITH_IMAGES), ("compensate", ("mean", "least_squares"))):
         if FLAGS[flag].value in looks and not FLAGS.images:
             raise SettingsError(f"--{flag}={FLAGS[flag].value} looks at images. Add --images=FOLDER.")
+    if FLAGS.blocks and not FLAGS.images:
+        raise SettingsError("--blocks looks at images. Add --images=FOLDER.")
     made = mp.PruningPlan.load(FLAGS.plan) if FLAGS.plan else None
     model = measured = _plain(mp.load_model(path))
     images = None
@@ -150,8 +169,16 @@ def _prune(arguments: Sequence[str]) -> None:
     plan.save(out.with_suffix(".plan.json"))
     how = f"ranked by {plan.importance}, compensation: {options.compensation(images is not None)}"
     print(f"Channels {how}, " + ("no images." if images is None else f"on {len(images)} images."))
+    if plan.blocks:
+        print(f"Blocks removed: {known_names(plan.blocks)}.")
     left = mp.cost_of_plan(measured, plan)
     print(f"{left.macs:,} of {plan.macs_before:,} MACs and {left.params:,} of {plan.params_before:,} parameters left.")
+    if plan.latency:
+        timed = plan.latency
+        print(
+            f"{timed.ms:.3g} of {timed.before_ms:.3g} ms as {timed.recipe} on {timed.device}, measured "
+            f"({timed.predicted_ms:.3g} ms by the table). A computer's latency is not a phone's."
+        )
     print(f"Wrote {out} and {out.with_suffix('.plan.json')}. Fine-tune it: nothing has been trained.")
 
 
@@ -200,73 +227,6 @@ def _keras_file(name: str) -> Path:
     return Path(name)
 
 
-def _benchmark(arguments: Sequence[str]) -> None:
-    if not arguments:
-        raise SettingsError("Name one or more .tflite files.")
-    variants = [mp.Variant(Path(path).stem, "file", _bytes(Path(path))) for path in arguments]
-    if FLAGS.device == "arm64":
-        _benchmark_arm64(arguments, variants)
-        return
-    results = mp.benchmark_host(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 30)
-    table = Table(box=None, pad_edge=False)
-    for name in ("file", "p50", "p90", "p99", "of the first", "init"):
-        table.add_column(name, justify="left" if name == "file" else "right", no_wrap=name == "file", overflow="fold")
-    for path, result in zip(arguments, results, strict=True):
-        if not isinstance(result, mp.Latency):
-            table.add_row(path, f"failed: {result}")
-            continue
-        times = (result.p50_ms, result.p90_ms, result.p99_ms)
-        ratio = f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
-        table.add_row(Path(path).name, *(f"{time:.3g} ms" for time in times), ratio, f"{result.init_ms:.3g} ms")
-    make_console(120).print(table)
-    first = next((result for result in results if isinstance(result, mp.Latency)), None)
-    if first:
-        print(f"{first.device}, {first.runtime}, {first.threads} threads. A computer's latency is not a phone's.")
-
-
-def _benchmark_arm64(paths: Sequence[str], variants: Sequence[mp.Variant]) -> None:
-    """Do they run there, on sparse kernels, with the answers of this machine; and how their times compare."""
-    rows, failures = [], []
-    results = mp.benchmark_arm64(variants, threads=FLAGS.threads, rounds=FLAGS.rounds or 3)
-    for path, variant, result in zip(paths, variants, results, strict=True):
-        if not isinstance(result, mp.Latency):
-            failures.append(str(result))
-            continue
-        ratio = "" if result.ratio is None else f"{result.ratio:.2f} ({result.ratio_low:.2f}–{result.ratio_high:.2f})"
-        row = [Path(path).name, f"{result.p50_ms:.3g} ms", ratio]
-        try:
-            kernels, found = mp.sparse_kernels(variant.content), mp.compare_on_arm64(variant.content)
-        except InterpreterError as error:
-            failures.append(f"{path}: {error}")
-        else:
-            worst = f"{found.max_abs_error:.1e}" if found.max_steps is None else f"{found.max_steps:.0f} steps"
-            row += [f"{kernels.sparse} of {kernels.pointwise}", f"{found.agreement:.0%}", worst]
-        rows.append(row)
-    head = ("file", "p50", "of the first", "sparse 1×1 convs", "top-1 as here", "largest error")
-    if rows:
-        make_console(120).print(_table(head, rows, right=(1, 2, 3, 4, 5)))
-    for failure in failures:
-        print(f"failed: {failure}")
-    first = next((result for result in results if isinstance(result, mp.Latency)), None)
-    if first:
-        emulated = " Emulated times are no phone's: compare files of one number type." * first.device.startswith("emu")
-        print(f"{first.device}, {first.runtime}, {first.threads} threads.{emulated}")
-
-
-def _benchmark_flags() -> None:
-    flags.DEFINE_integer("threads", 1, "Of each interpreter.", lower_bound=1)
-    flags.DEFINE_enum("device", "host", DEVICES, "This machine, or ARM64, emulated where this machine is none.")
-    flags.DEFINE_integer(
-        "rounds", None, "Turns of each file, alternating with the others: 30, or 3 on arm64.", lower_bound=1
-    )
-
-
-def _report(arguments: Sequence[str]) -> None:
-    folder = Path(_one(arguments, "a run's folder"))
-    manifest = mp.read_manifest(folder)
-    print(f"Wrote {mp.write_markdown(folder, manifest)} and {mp.write_html(folder, manifest)}.")
-
-
 def _no_flags() -> None:
     """For verbs that have none of their own."""
 
@@ -276,10 +236,12 @@ VERBS: dict[str, Verb] = {
     "inspect": (_inspect, _no_flags),
     "prune": (_prune, _prune_flags),
     "sparsify": (_sparsify, _sparsify_flags),
+    "sensitivity": (sensitivity_cli.run, sensitivity_cli.define),
     "convert": (convert_cli.run, convert_cli.define),
     "verify": (verify_cli.run, verify_cli.define),
-    "benchmark": (_benchmark, _benchmark_flags),
-    "report": (_report, _no_flags),
+    "benchmark": (benchmark_cli.run, benchmark_cli.define),
+    "ship": (ship_cli.run, ship_cli.define),
+    "report": (report_cli.run, report_cli.define),
 }
 
 

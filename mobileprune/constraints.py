@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,39 @@ class Constraints:
             order = np.append(np.delete(ranking.order, last), ranking.order[last])
             losses = np.append(np.delete(ranking.losses, last), max(ranking.losses.max(), ranking.losses[last]))
             found[name] = dataclasses.replace(ranking, order=order, losses=losses)
+        return found
+
+    def stepped_aside(
+        self, kept: Mapping[str, int], alive: Callable[[Mapping[str, int]], np.ndarray]
+    ) -> dict[str, int]:
+        """The counts, changed by steps of single groups where they would put a bias along the wrong axis.
+
+        Less where a group may lose more, so that budgets hold; else more. A group that was given more is never given
+        less again, so this ends: at the latest when all channels that the bias depends on are there, as in the model.
+
+        Args:
+            kept: how many units each free group keeps.
+            alive: the channels that this leaves, as booleans by id.
+        """
+        found, raised = dict(kept), set()
+        roots = self.graph.ids.roots()
+        # Biases that lie along the wrong axis already stay there: their channels do not go.
+        biases = [each for each in self.graph.ids.biases if not each.misplaced()]
+        while biases:
+            left = alive(found)
+            added = next((each for each in biases if each.misplaced(left)), None)
+            if added is None:
+                break
+            touched = roots[np.concatenate(added.channels)]
+            groups = [each for each in self.free if np.isin(touched, each.roots).any()]
+            lower = [each for each in groups if found[each.name] - self.round_to >= self.least[each.name]]
+            lower = [each for each in lower if each.name not in raised]
+            if lower:
+                found[lower[0].name] -= self.round_to
+            else:
+                more = next(each for each in groups if found[each.name] < each.size)
+                raised.add(more.name)
+                found[more.name] = min(more.size, found[more.name] + self.round_to)
         return found
 
     def cheapest(self, target: str) -> np.ndarray:

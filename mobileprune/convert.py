@@ -173,7 +173,8 @@ def _flatbuffer(model: Any, batch: int | None, prepare: Callable[[Any], None]) -
 
         def infer(*inputs: Any) -> Any:
             with _numbered_calls(model, calls) as made:
-                answer = model(inputs[0] if len(inputs) == 1 else list(inputs), training=False)
+                given = inputs[0] if len(inputs) == 1 else keras.tree.pack_sequence_as(model.input, list(inputs))
+                answer = model(given, training=False)
             outputs.update(_makers(answer, made))
             return answer
 

@@ -7,7 +7,7 @@ Meng et al. 2024, "OSSCAR", arXiv:2403.12983). A group that several layers read 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -68,17 +68,26 @@ def backward_elimination(
         array([4, 17, 2])
     """
     roots = graph.ids.roots()
-    wanted = np.zeros(len(roots), bool)
-    for group in groups:
-        wanted[group.roots] = True
-    reading = _readers(graph, wanted[roots], model, images)
+    reading = [_reader(*read) for read in reading_maps(graph, groups, model, images)]
     found = {group.name: _eliminate(roots, group, reading) for group in groups}
     return {name: ranking for name, ranking in found.items() if ranking is not None}
 
 
-def _readers(graph: ChannelGraph, wanted: np.ndarray, model: Any, images: Any) -> list[Reader]:
-    """Every linear map that reads one of the ids in `wanted`, with the covariance of what it reads on `images`."""
-    found = []
+def reading_maps(
+    graph: ChannelGraph, groups: Sequence[ChannelGroup], model: Any, images: Any
+) -> Iterator[tuple[LinearMap, Moments, np.ndarray]]:
+    """Every linear map that reads one of the groups: the map, the moments of what it reads and makes, its columns' ids.
+
+    A layer that is called several times is looked at on its first call; one that reads channels along two axes of its
+    kernel, as the output of attention does with heads and their width, comes once for each.
+
+    Args:
+        graph, groups, model, images: see `backward_elimination`.
+    """
+    roots = graph.ids.roots()
+    wanted = np.zeros(len(roots), bool)
+    for group in groups:
+        wanted[group.roots] = True
     seen: set[str] = set()
     for step in play(model, images):
         if step.path in seen or not isinstance(step.operation, keras.Layer):
@@ -87,11 +96,13 @@ def _readers(graph: ChannelGraph, wanted: np.ndarray, model: Any, images: Any) -
         for map in linear_maps(step.operation, step.node):
             # Attention that cannot be followed has no weight on record.
             weight = graph.ids.weights.get((step.path, map.kernel))
-            ids = None if weight is None else weight.axes.get(map.reads)
-            if ids is not None and wanted[ids].any():
+            axes = {} if weight is None else weight.axes
+            read = [axis for axis in map.reading_axes if axis in axes and wanted[roots[axes[axis]]].any()]
+            if read:
                 inputs = step.inputs()
-                found.append(_reader(map, measure(map, inputs, map, inputs), map.by_column(ids)))
-    return found
+                sums = measure(map, inputs, map, inputs)
+                for axis in read:
+                    yield map, sums, map.by_column(axes[axis], axis)
 
 
 def _reader(map: LinearMap, sums: Moments, ids: np.ndarray) -> Reader:

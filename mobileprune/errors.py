@@ -43,6 +43,10 @@ class InterpreterError(MobilePruneError):
     """The process that ran a `.tflite` crashed, hung or answered rubbish."""
 
 
+class WorkerError(MobilePruneError):
+    """A process that shared a long job ended before its part was done."""
+
+
 class VerificationError(MobilePruneError):
     """A file does not say what the model it came from says."""
 

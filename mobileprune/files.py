@@ -65,5 +65,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise OutputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:  # the second is what deep nesting ends in
         raise OutputError(f"Cannot read {path} as JSON: {error}. Delete it and run again.") from error

@@ -1,6 +1,6 @@
 """Reading and rebuilding the graph of a Keras model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -41,16 +41,31 @@ def is_nested(operation: Any) -> bool:
     )
 
 
+def model_over_time(operation: Any) -> Any | None:
+    """The model with a graph of its own that a `TimeDistributed` runs on each time step; None for anything else."""
+    inner = operation.layer if type(operation) is keras.layers.TimeDistributed else None
+    return inner if is_nested(inner) else None
+
+
 def is_channels_last(operation: Any) -> bool:
     """Whether a layer or op takes its channels from the last axis."""
     return bool((getattr(operation, "data_format", None) or keras.config.image_data_format()) == "channels_last")
 
 
-def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every layer that is no nested model, by its path (`outer/inner`), in the order of the model's layers."""
+def leaves(model: Any, prefix: str = "", over_time: bool = False) -> Iterator[tuple[str, Any]]:
+    """Every layer that is no nested model, by its path (`outer/inner`), in the order of the model's layers.
+
+    Args:
+        model: the model.
+        prefix: of all paths.
+        over_time: whether models that are run on each time step are looked into, too.
+    """
     for layer in model.layers:
+        inner = model_over_time(layer) if over_time else None
         if is_nested(layer):
-            yield from leaves(layer, f"{prefix}{layer.name}/")
+            yield from leaves(layer, f"{prefix}{layer.name}/", over_time)
+        elif inner is not None:
+            yield from leaves(inner, f"{prefix}{layer.name}/{inner.name}/", over_time)
         else:
             yield prefix + layer.name, layer
 
@@ -80,6 +95,7 @@ def rebuild(
     layer_for: Callable[[Any], Any],
     call_for: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any],
     shape_for: Callable[[Any], tuple[int | None, ...]],
+    instead: Mapping[int, Any] | None = None,
 ) -> Any:
     """A new uncompiled model with the calls of `model`, each made anew.
 
@@ -89,23 +105,59 @@ def rebuild(
         call_for: makes a call anew: receives Keras' record of the old one and the new arguments, returns the outputs.
             A Sequential model calls its layers itself.
         shape_for: the shape of the new input tensor in the place of an old one, with the batch.
+        instead: for ids of tensors the tensors that stand earlier and are read in their place; calls that nobody
+            reads then are not made.
     """
     graph = functional_graph(model)
+    instead = resolved(instead or {})
+    live = live_calls(graph, instead)
     if isinstance(model, keras.Sequential):
         head = _same_input(graph.inputs[0], shape_for(graph.inputs[0]))
-        return keras.Sequential([head, *(layer_for(layer) for layer in model.layers)], name=model.name)
+        left = {id(node.operation) for node in nodes(graph) if id(node) in live}
+        kept = [layer_for(layer) for layer in model.layers if id(layer) in left]
+        # Keras does not call a Sequential of no layers.
+        return keras.Sequential([head, *(kept or [keras.layers.Identity(name="nothing")])], name=model.name)
     known: dict[int, Any] = {}
     for node in nodes(graph):
         if isinstance(node.operation, keras.layers.InputLayer):
             made = _same_input(node.output_tensors[0], shape_for(node.output_tensors[0]))
-        else:
+        elif id(node) in live:
             made = call_for(node, *node.arguments.fill_in(known))
+        else:
+            continue
         for old, new in zip(node.output_tensors, keras.tree.flatten(made), strict=True):
             known[id(old)] = new
+            known.update((key, new) for key, tensor in instead.items() if tensor is old)
     inputs, outputs = (
         keras.tree.map_structure(lambda tensor: known[id(tensor)], ends) for ends in (graph.input, graph.output)
     )
     return keras.Model(inputs, outputs, name=model.name)
+
+
+def resolved(instead: Mapping[int, Any]) -> dict[int, Any]:
+    """The same substitutions, each by a tensor that is not substituted itself."""
+    found = {}
+    for key, tensor in instead.items():
+        while id(tensor) in instead:
+            tensor = instead[id(tensor)]
+        found[key] = tensor
+    return found
+
+
+def live_calls(graph: Any, instead: Mapping[int, Any]) -> set[int]:
+    """Ids of Keras' records of the calls that the outputs of a graph depend on.
+
+    Args:
+        graph: a functional graph.
+        instead: for ids of tensors those that are read in their place, see `resolved`.
+    """
+    needed = {id(instead.get(id(tensor), tensor)) for tensor in graph.outputs}
+    live = set()
+    for node in reversed(list(nodes(graph))):
+        if any(id(tensor) in needed for tensor in node.output_tensors):
+            live.add(id(node))
+            needed |= {id(instead.get(id(tensor), tensor)) for tensor in node.input_tensors}
+    return live
 
 
 def inline_nested(model: Any) -> Any:

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mobileprune.errors import DatasetError
+from mobileprune.json_record import Record
 from mobileprune.preprocess import Pixels, decode, read, to_uint8
-from mobileprune.records import Preprocess, Record
+from mobileprune.records import Preprocess
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "validation", "calibration", "test")

@@ -1,76 +1,24 @@
-"""How much each channel matters: one score for each unit of a channel group, from all the weights coupled to it."""
+"""How much each channel matters: one score for each unit of a channel group.
 
-import dataclasses
-import functools
+From all the weights coupled to the unit, the loss's gradient with respect to them, or what the unit is on images.
+"""
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from mobileprune.channel_calls import Weight
+from mobileprune.activation_importance import Activity
 from mobileprune.channel_groups import ChannelGraph, ChannelGroup
 from mobileprune.elimination import backward_elimination
 from mobileprune.errors import PlanError, known_names
-from mobileprune.gradients import loss_gradients
-from mobileprune.graph import read_only
 from mobileprune.ranking import Ranking, ranked
+from mobileprune.scoring import STATISTICS, Scoring, along, last_name, per_unit
 
 WeightValues = Callable[[str, str], np.ndarray]
 OwnImportance = Callable[[ChannelGraph, ChannelGroup, WeightValues], np.ndarray]
 # A name in IMPORTANCES, a function of the user's, or finished rankings by group name.
 Importance = str | OwnImportance | Mapping[str, Ranking]
-
-# What is added or measured rather than multiplied: its size says nothing about the channel.
-_ADDED = ("bias", "beta", "moving_mean", "moving_variance")
-_STATISTICS = ("moving_mean", "moving_variance")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scoring:
-    """What an importance may look at.
-
-    Attributes:
-        model: the model.
-        graph: its channel graph.
-        calibration: images, or (images, labels), or batches of either, for what needs gradients.
-        seed: for `random`.
-    """
-
-    model: Any
-    graph: ChannelGraph
-    calibration: Any = None
-    seed: int = 0
-    _sums: dict[tuple[str, str, str], dict[int, np.ndarray]] = dataclasses.field(default_factory=dict, init=False)
-
-    def values(self, layer: str, attribute: str) -> np.ndarray:
-        """A weight, by the layer's name in the graph and the attribute's, which may be dotted."""
-        return np.asarray(attrgetter(attribute)(self.graph.ids.layers[layer]))
-
-    def coupled(self, group: ChannelGroup, but: Sequence[str] = _ADDED) -> list[tuple[Weight, int, np.ndarray]]:
-        """The weights whose axis follows the group, without those whose last name is in `but`."""
-        return [entry for entry in self.graph.weights_of(group) if _last_name(entry[0]) not in but]
-
-    def sums(self, weight: Weight, measure: np.ufunc) -> dict[int, np.ndarray]:
-        """`measure` of a weight's entries, summed over all axes but one: by that axis, for each that follows channels.
-
-        They are kept, because several groups read one weight.
-        """
-        key = (weight.layer, weight.attribute, measure.__name__)
-        if key not in self._sums:
-            values = read_only(attrgetter(weight.attribute)(self.graph.ids.layers[weight.layer]))
-            with np.errstate(over="ignore", invalid="ignore"):  # `score` refuses what is not finite
-                sizes = measure(values)
-                self._sums[key] = {axis: _along(sizes, axis) for axis in weight.axes}
-        return self._sums[key]
-
-    @functools.cached_property
-    def gradients(self) -> dict[tuple[str, str], np.ndarray]:
-        """The loss's gradient by (layer, attribute), computed once for all groups: see `loss_gradients`."""
-        wanted = [weight for weight in self.graph.ids.weights.values() if _last_name(weight) not in _STATISTICS]
-        variables = [attrgetter(weight.attribute)(self.graph.ids.layers[weight.layer]) for weight in wanted]
-        found = loss_gradients(self.model, variables, self.calibration)
-        return {(weight.layer, weight.attribute): one for weight, one in zip(wanted, found, strict=True)}
 
 
 def l1(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
@@ -93,10 +41,9 @@ def batch_norm_scale(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
     total = np.zeros(group.size)
     found = False
     for weight, _, units in scoring.graph.weights_of(group):
-        kind = type(scoring.graph.ids.layers[weight.layer]).__name__
-        if kind == "BatchNormalization" and _last_name(weight) == "gamma":
+        if last_name(weight) == "gamma" and scoring.owner(weight) == "BatchNormalization":
             found = True
-            total += _per_unit(np.abs(scoring.values(weight.layer, weight.attribute)), units, group)
+            total += per_unit(np.abs(scoring.values(weight.layer, weight.attribute)), units, group)
     if not found:
         raise PlanError(f"No batch-norm scale follows {group.name!r}. Use importance='l2'.")
     return total
@@ -133,11 +80,78 @@ def taylor(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
     arXiv:1906.10771). Without labels the model's own preferred class takes their place: see `loss_gradients`.
     """
     total = np.zeros(group.size)
-    for weight, axis, units in scoring.coupled(group, but=_STATISTICS):
+    for weight, axis, units in scoring.coupled(group, but=STATISTICS):
         values = scoring.values(weight.layer, weight.attribute).astype(np.float64)
         products = values * scoring.gradients[weight.layer, weight.attribute]
-        total += _per_unit(_along(products, axis), units, group)
+        total += per_unit(along(products, axis), units, group)
     return np.square(total)
+
+
+def hessian(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
+    """Second-order estimate of what the loss gains when the unit goes: ½ Σ Fisher × weight².
+
+    The saliency of optimal brain damage (LeCun et al. 1989), summed over all weights coupled to the unit, biases and
+    batch-norm offsets too. The diagonal of the Hessian is that of the empirical Fisher matrix: the mean over images of
+    the squared gradient of each image's own loss (see `squared_gradients`). Unlike `taylor` it does not vanish where
+    the gradients of different images cancel, which is what training strives for.
+    """
+    total = np.zeros(group.size)
+    for weight, axis, units in scoring.coupled(group, but=STATISTICS):
+        values = scoring.values(weight.layer, weight.attribute).astype(np.float64)
+        saliencies = np.square(values) * scoring.fisher[weight.layer, weight.attribute] / 2
+        total += per_unit(along(saliencies, axis), units, group)
+    return total
+
+
+def lamp(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
+    """Layer-adaptive magnitude: a unit's squared size as a share of its own and all larger ones' in the group.
+
+    The size is that of `l2`, over all coupled weights; the largest unit of every group has 1. (Lee et al. 2021,
+    "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv:2010.07611, for single weights of a layer; here
+    units of a group stand in their place.) Scores of different groups can be compared as they are: `rankings` does
+    not normalise them.
+    """
+    squared = _sizes(scoring, group, np.square)
+    order = np.argsort(squared, kind="stable")
+    left = np.cumsum(squared[order][::-1])[::-1]  # what is there when the unit goes
+    found = np.empty(group.size)
+    found[order] = squared[order] / np.maximum(left, np.finfo(np.float64).tiny)
+    return found
+
+
+def apoz(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
+    """Share of the unit's activations that are not zero: 1 - APoZ, the average percentage of zeros.
+
+    Only activations that give zeros, ReLU and its like, tell units apart (Hu et al. 2016, "Network Trimming",
+    arXiv:1607.03250). Which activations these are: see `channel_activity`.
+
+    Raises:
+        PlanError: nothing reads the group where it could be looked at.
+    """
+    return 1 - _activity(scoring, group).zeros
+
+
+def activation_mean(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
+    """Mean absolute activation of the unit (Molchanov et al. 2017, arXiv:1611.06440, has it among its criteria).
+
+    Raises:
+        PlanError: nothing reads the group where it could be looked at.
+    """
+    return _activity(scoring, group).mean
+
+
+def reconstruction(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
+    """What the outputs of the layers that read the unit lose when it alone goes: their mean squared change.
+
+    As in ThiNet (Luo et al. 2017, arXiv:1707.06342), but each unit alone, not greedily, and no weight is fitted anew:
+    that is `"obs"`. In one unit for the whole model, shares of the variance of what readers give, see
+    `reconstruction_errors`. The units of a group that no fittable layer reads have their share of `l2`.
+    """
+    found = scoring.reconstruction.get(group.name)
+    if found is not None:
+        return found
+    sizes = l2(scoring, group)
+    return sizes / max(float(sizes.sum()), np.finfo(np.float64).tiny)
 
 
 def random(scoring: Scoring, group: ChannelGroup) -> np.ndarray:
@@ -151,9 +165,19 @@ IMPORTANCES: dict[str, Callable[[Scoring, ChannelGroup], np.ndarray]] = {
     "batch_norm_scale": batch_norm_scale,
     "fpgm": fpgm,
     "taylor": taylor,
+    "hessian": hessian,
+    "lamp": lamp,
+    "apoz": apoz,
+    "activation_mean": activation_mean,
+    "reconstruction": reconstruction,
     "random": random,
 }
-_WITH_CALIBRATION = {"taylor", "obs"}
+# They look at images; `"obs"` is no score but a ranking.
+WITH_CALIBRATION = ("taylor", "hessian", "apoz", "activation_mean", "reconstruction", "obs")
+# Scores of all groups in one unit, which a plan sets against what the unit costs.
+_ABSOLUTE = ("reconstruction",)
+# Scores that are made to be compared between groups.
+_COMPARABLE = ("lamp",)
 
 
 def check_importance(importance: Importance, calibration: Any) -> None:
@@ -164,7 +188,7 @@ def check_importance(importance: Importance, calibration: Any) -> None:
     """
     if isinstance(importance, str) and importance not in (*IMPORTANCES, "obs"):
         raise PlanError(f"Unknown importance {importance!r}. Known: {known_names((*IMPORTANCES, 'obs'))}.")
-    if isinstance(importance, str) and importance in _WITH_CALIBRATION and calibration is None:
+    if isinstance(importance, str) and importance in WITH_CALIBRATION and calibration is None:
         raise PlanError(f"importance={importance!r} needs calibration=, some hundred images as the model takes them.")
 
 
@@ -197,7 +221,7 @@ def score(scoring: Scoring, group: ChannelGroup, importance: str | OwnImportance
         check_importance(importance, scoring.calibration)
         scores = IMPORTANCES[importance](scoring, group)
         if not np.isfinite(scores).all():
-            weights = "weights or gradients" if importance in _WITH_CALIBRATION else "weights"
+            weights = "weights, gradients or activations" if importance in WITH_CALIBRATION else "weights"
             raise PlanError(
                 f"The {weights} around {group.name!r} are not all finite, so its channels cannot be ranked."
             )
@@ -220,15 +244,19 @@ def rankings(
         scoring: see `score`.
         groups: the groups that may lose units.
         importance: see `score`; or rankings that something else made, one for each of `groups` at least.
-        normalise: see `mobileprune.ranking.ranked`; finished rankings are taken as they are.
+        normalise: see `mobileprune.ranking.ranked`; finished rankings, `lamp`, `reconstruction` and `obs` are taken
+            as they are.
 
     Raises:
         PlanError: see `score`; or a ranking is missing, of another size, or some are absolute and others not.
     """
     if isinstance(importance, str) and importance == "obs":
-        seen = scoring.calibration[0] if isinstance(scoring.calibration, tuple) else scoring.calibration
-        found = backward_elimination(scoring.graph, groups, scoring.model, seen)
+        found = backward_elimination(scoring.graph, groups, scoring.model, scoring.images)
         return {group.name: found.get(group.name) or _by_size(scoring, group) for group in groups}
+    if isinstance(importance, str) and importance in _ABSOLUTE:
+        return {group.name: _absolute(score(scoring, group, importance)) for group in groups}
+    if isinstance(importance, str) and importance in _COMPARABLE:
+        normalise = "none"
     if not isinstance(importance, Mapping):
         return {group.name: ranked(score(scoring, group, importance), normalise, group.name) for group in groups}
     for group in groups:
@@ -249,12 +277,22 @@ def rankings(
 def _by_size(scoring: Scoring, group: ChannelGroup) -> Ranking:
     """For groups that no layer reads whose weights can be fitted: each unit costs its share of the weights."""
     scores = score(scoring, group, "l2")
+    return _absolute(scores / max(float(scores.sum()), np.finfo(np.float64).tiny))
+
+
+def _absolute(scores: np.ndarray) -> Ranking:
     order = np.argsort(scores, kind="stable")
-    return Ranking(order, scores[order] / max(float(scores.sum()), np.finfo(np.float64).tiny), absolute=True)
+    return Ranking(order, scores[order], absolute=True)
 
 
-def _last_name(weight: Weight) -> str:
-    return weight.attribute.rpartition(".")[2]
+def _activity(scoring: Scoring, group: ChannelGroup) -> Activity:
+    found = scoring.activity.get(group.name)
+    if found is None:
+        raise PlanError(
+            f"Nothing reads the channels of {group.name!r} where their activations could be looked at. Keep them with "
+            f"keep=[{group.name!r}] or use importance='l2'."
+        )
+    return found
 
 
 def _sizes(scoring: Scoring, group: ChannelGroup, measure: np.ufunc) -> np.ndarray:
@@ -264,19 +302,10 @@ def _sizes(scoring: Scoring, group: ChannelGroup, measure: np.ufunc) -> np.ndarr
     """
     total = np.zeros(group.size)
     for weight, axis, units in scoring.coupled(group):
-        part = _per_unit(scoring.sums(weight, measure)[axis], units, group)
+        part = per_unit(scoring.sums(weight, measure)[axis], units, group)
         with np.errstate(invalid="ignore"):  # `score` refuses what is not finite
             total += part / max(float(part.mean()), np.finfo(np.float64).tiny)
     return total
-
-
-def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    return np.asarray(values.sum(axis=others, dtype=np.float64))
-
-
-def _per_unit(along: np.ndarray, units: np.ndarray, group: ChannelGroup) -> np.ndarray:
-    return np.bincount(units + 1, weights=along, minlength=group.size + 1)[1:]
 
 
 def _unit_rows(values: np.ndarray, axis: int, units: np.ndarray, group: ChannelGroup) -> Iterator[np.ndarray]:

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.graph import is_nested
+from mobileprune.graph import is_nested, model_over_time
 from mobileprune.masks import zero_fraction
 from mobileprune.models import check_readable
 from mobileprune.prunable import prunable_weights
 from mobileprune.pruning_wrapper import wrapped_layers
 from mobileprune.quantize_aware import is_quantize_aware, strip_quantization
+from mobileprune.run_records import LayerFacts
 from mobileprune.sparsify import sparsity, strip_pruning
 
 
@@ -24,23 +25,12 @@ class ModelFacts:
     sparsity: float
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerFacts:
-    """The same of one layer, with the channels that it creates (0 if none); in nested models its path."""
-
-    name: str
-    kind: str
-    channels: int
-    macs: int
-    params: int
-    sparsity: float
-
-
 def model_facts(model: Any) -> ModelFacts:
     """MACs, parameters and sparsity of a built Sequential or functional model.
 
-    MACs are counted for 1-D and 2-D convolutions and dense layers: each kernel's size times the positions it is
-    applied at. Nested models are looked into; of a model wrapped for sparsity the masks are not counted.
+    MACs are counted for convolutions, dense and recurrent layers and attention: each kernel's size times the positions,
+    or time steps, it is applied at. Nested models are looked into; of a model wrapped for sparsity the masks are not
+    counted.
 
     Raises:
         ModelError: the model, or one nested in it, is subclassed or not built.
@@ -70,8 +60,24 @@ def layer_facts(model: Any) -> list[LayerFacts]:
             sparsity=zero_fraction([np.asarray(kernel) for kernel in prunable_weights(layer).values()]),
         )
         for name, layer in ids.layers.items()
-        if layer.weights and not is_nested(layer)
+        if layer.weights and not is_nested(layer) and model_over_time(layer) is None
     ]
+
+
+def record_of_layers(model: Any, most: int = 300) -> list[LayerFacts]:
+    """What a run's record says of a model's layers: those that compute with kernels, in the order of the graph.
+
+    Args:
+        model: read like `model_facts` reads it.
+        most: of deeper networks the layers with the most parameters.
+
+    Example:
+        >>> [layer.name for layer in record_of_layers(model)]      # doctest: +SKIP
+        ['stem', 'block_1_depthwise', 'block_1_project', 'head']
+    """
+    layers = [layer for layer in layer_facts(model) if layer.macs]
+    largest = sorted(range(len(layers)), key=lambda at: -layers[at].params)[:most]
+    return [layers[at] for at in sorted(largest)]
 
 
 def plain(model: Any) -> Any:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mobileprune.errors import ModelError, VerificationError
+from mobileprune.json_record import Record
 from mobileprune.layer_names import layer_of
-from mobileprune.records import Record
 from mobileprune.tflite_graph import STORAGE_OPS, GraphOp, GraphTensor, TfliteGraph, read_graph
 from mobileprune.tflite_runner import TfliteRunner
 

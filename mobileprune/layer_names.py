@@ -206,6 +206,7 @@ class _Namer:
 
 
 def _alike(done: str, kind: str) -> bool:
-    """Whether TensorFlow's name of an op speaks of a kind of op: `add_1` of ADD, `MaxPool2d` of MAX_POOL_2D."""
+    """Whether TensorFlow's name of an op speaks of a kind: `add_1` of ADD, `MaxPool2d` of MAX_POOL_2D, `MatMul` of
+    BATCH_MATMUL."""
     ours, theirs = (re.sub("[^a-z]", "", each.lower()) for each in (kind, done))
-    return bool(theirs) and (ours.startswith(theirs) or theirs.startswith(ours))
+    return bool(theirs) and (ours.startswith(theirs) or ours.endswith(theirs) or theirs.startswith(ours))

@@ -19,8 +19,9 @@ from mobileprune.graph import is_channels_last
 layers = keras.layers
 ops = keras.ops
 
-_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose)
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 
 
@@ -39,6 +40,7 @@ class LinearMap:
         groups: into how many equal parts inputs and outputs fall; 1 but for grouped convolutions.
         order: the kernel's axes in the order (columns …, outputs …).
         columns_end: how many of the axes in `order` make up the columns.
+        width: of a kernel of attention the axis of the width of its heads, which it reads or makes besides; else None.
     """
 
     layer: Any
@@ -50,6 +52,18 @@ class LinearMap:
     groups: int
     order: tuple[int, ...]
     columns_end: int
+    width: int | None = None
+
+    @property
+    def reading_axes(self) -> tuple[int, ...]:
+        """The kernel's axes along which it reads channels."""
+        return (self.reads,) if self.width is None or self.width in self.making_axes else (self.reads, self.width)
+
+    @property
+    def making_axes(self) -> tuple[int, ...]:
+        """The kernel's axes along which it makes them."""
+        outputs = self.order[self.columns_end :]
+        return (self.makes,) if self.width is None or self.width not in outputs else (self.makes, self.width)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -85,16 +99,22 @@ class LinearMap:
         shape = [self.shape[axis] for axis in self.order]
         return np.moveaxis(matrix, 0, 1).reshape(shape).transpose(np.argsort(self.order))
 
-    def by_column(self, values: np.ndarray) -> np.ndarray:
-        """What is given for each entry of the reading axis, for each column of the matrix."""
-        return np.asarray(self.to_matrix(self._along(values, self.reads))[0, :, 0])
+    def by_column(self, values: np.ndarray, axis: int | None = None) -> np.ndarray:
+        """What is given for each entry of a reading axis (`reads` by default), for each column of the matrix."""
+        along = self._along(values, self.reads if axis is None else axis)
+        return np.asarray(self.to_matrix(along)[0, :, 0])
 
-    def outputs_of(self, made: np.ndarray) -> np.ndarray:
-        """The matrix' outputs, counted through all groups, that belong to entries `made` of the making axis."""
+    def outputs_of(self, made: np.ndarray, width: np.ndarray | None = None) -> np.ndarray:
+        """The matrix' outputs, counted through all groups, that belong to entries `made` of the making axis.
+
+        With `width` only those of them that belong to these entries of the axis `width`.
+        """
         axes = self.order[self.columns_end :]
         shape = [self.shape[axis] for axis in axes]
-        grid = np.arange(math.prod(shape)).reshape(shape)
-        return grid.take(made, axes.index(self.makes)).ravel()
+        grid = np.arange(math.prod(shape)).reshape(shape).take(made, axes.index(self.makes))
+        if width is not None and self.width is not None:
+            grid = grid.take(width, axes.index(self.width))
+        return grid.ravel()
 
     def apply(self, inputs: list[Any]) -> Any:
         """Y = X W + b before any activation, shape (rows, groups, outputs of a group)."""
@@ -115,20 +135,43 @@ def linear_maps(layer: Any, node: Any) -> list[LinearMap]:
         node: Keras' record of one of its calls, which says what attention takes for query, value and key.
     """
     kind = type(layer)
-    if not is_channels_last(layer) or getattr(layer, "padding", "") == "causal":
+    if getattr(layer, "padding", "") == "causal":
         return []
-    if kind in _CONVOLUTIONS and layer.groups < layer.filters:
+    if hasattr(layer, "data_format") and not is_channels_last(layer):
+        return [_read_last(map) for map in _convolutions(layer)]
+    if maps := _convolutions(layer):
+        return maps
+    if kind is layers.Dense and layer.quantization_mode is None and not getattr(layer, "lora_enabled", False):
+        return [_map(layer, "kernel", lambda inputs: _flat(inputs[0]), 0, 1)]
+    if kind is layers.MultiHeadAttention:
+        return _attention(layer, node)
+    if kind in _RECURRENT:
+        return _recurrent(layer, layer, node, "cell")
+    if kind is layers.Bidirectional and all(type(one) in _RECURRENT for one in _directions(layer)):
+        places = ("forward_layer.cell", "backward_layer.cell")
+        return [m for one, at in zip(_directions(layer), places, strict=True) for m in _recurrent(layer, one, node, at)]
+    if kind is layers.TimeDistributed and not isinstance(layer.layer, keras.Model):
+        return [_over_time(map, layer) for map in linear_maps(layer.layer, node)]
+    return []
+
+
+def _convolutions(layer: Any) -> list[LinearMap]:
+    """The map of a convolution on tensors whose channels come last."""
+    kind = type(layer)
+    dilated = len(getattr(layer, "kernel_size", ())) == 3 and any(rate > 1 for rate in layer.dilation_rate)
+    if kind in _CONVOLUTIONS and layer.groups < layer.filters and not dilated:
         return [_map(layer, "kernel", lambda inputs: _patches(layer, inputs[0]), -2, -1, layer.groups)]
     if kind in _TRANSPOSED:
         # Overlaps are added later: what each input position gives is linear in what it reads.
         return [_map(layer, "kernel", lambda inputs: _flat(inputs[0]), -1, -2, bias=False)]
     if kind in _SEPARABLE:
         return [_map(layer, "pointwise_kernel", lambda inputs: _flat(_depthwise(layer, inputs[0])), -2, -1)]
-    if kind is layers.Dense and layer.quantization_mode is None and not getattr(layer, "lora_enabled", False):
-        return [_map(layer, "kernel", lambda inputs: _flat(inputs[0]), 0, 1)]
-    if kind is layers.MultiHeadAttention:
-        return _attention(layer, node)
     return []
+
+
+def _read_last(map: LinearMap) -> LinearMap:
+    """The map on tensors whose channels come first."""
+    return dataclasses.replace(map, rows=lambda inputs: map.rows([ops.moveaxis(inputs[0], 1, -1)]))
 
 
 def _map(
@@ -145,7 +188,60 @@ def _map(
         order, columns_end = tuple(range(rank)), 2
     else:
         order, columns_end = tuple(range(rank)), reads + 1
-    return LinearMap(layer, kernel, name if has_bias else None, rows, reads, makes, groups, order, columns_end)
+    width = None
+    if isinstance(layer, layers.MultiHeadAttention):
+        width = 1 if kernel == "output_dense.kernel" else 2
+    return LinearMap(layer, kernel, name if has_bias else None, rows, reads, makes, groups, order, columns_end, width)
+
+
+def _directions(layer: Any) -> tuple[Any, Any]:
+    return layer.forward_layer, layer.backward_layer
+
+
+def _over_time(map: LinearMap, layer: Any) -> LinearMap:
+    """The map of a layer inside a `TimeDistributed`, which reads every time step as an image."""
+
+    def rows(inputs: list[Any]) -> Any:
+        return map.rows([ops.reshape(inputs[0], (-1, *inputs[0].shape[2:]))])
+
+    bias = None if map.bias is None else f"layer.{map.bias}"
+    return dataclasses.replace(map, layer=layer, kernel=f"layer.{map.kernel}", bias=bias, rows=rows)
+
+
+def _recurrent(layer: Any, direction: Any, node: Any, cell: str) -> list[LinearMap]:
+    """What the gates read of the sequence, and what they read of the step before where that can be told.
+
+    Args:
+        layer: the layer that is called.
+        direction: itself, or the layer inside it that goes one way.
+        node: Keras' record of the call.
+        cell: the attribute of `layer` that holds the cell.
+    """
+    # The bias belongs to both sums: the first has it. Two of them, as `reset_after` has, are left as they are.
+    one_bias = direction.cell.bias is not None and len(direction.cell.bias.shape) == 1
+    maps = [_map(layer, f"{cell}.kernel", lambda inputs: _flat(inputs[0]), 0, 1, bias=one_bias)]
+    resets_first = isinstance(direction, layers.GRU) and not direction.cell.reset_after
+    if len(node.input_tensors) > 1 or direction.stateful or resets_first:
+        return maps
+    before = _map(
+        layer, f"{cell}.recurrent_kernel", lambda inputs: _flat(_states(direction, inputs[0])), 0, 1, bias=False
+    )
+    return [*maps, before]
+
+
+def _states_of(layer: Any) -> Any:
+    return lambda inputs: _flat(_states(layer, inputs[0]))
+
+
+def _states(layer: Any, tensor: Any) -> Any:
+    """The state that each step of a recurrent layer begins with, shape (batch, steps, units)."""
+    config = {**layer.get_config(), "return_sequences": True, "return_state": False, "dropout": 0.0}
+    twin = type(layer).from_config(config)
+    twin.build(tensor.shape)
+    for new, old in zip(twin.weights, layer.weights, strict=True):
+        new.assign(old)
+    after = twin(tensor)
+    return ops.concatenate([ops.zeros_like(after[:, :1]), after[:, :-1]], axis=1)
 
 
 def _attention(layer: Any, node: Any) -> list[LinearMap]:
@@ -213,11 +309,14 @@ def _patches(layer: Any, tensor: Any) -> Any:
     if len(size) == 1:
         tensor = ops.expand_dims(tensor, 1)
         size, strides, dilation = (1, *size), (1, *strides), (1, *dilation)
-    if size == (1, 1):
-        found = tensor[:, :: strides[0], :: strides[1]]
+    if all(taps == 1 for taps in size):
+        found = tensor[(slice(None), *(slice(None, None, step) for step in strides))]
+    elif len(size) == 3:
+        each = ([1, *values, 1] for values in (size, strides))
+        found = tf.extract_volume_patches(tensor, *each, padding=layer.padding.upper())
     else:
         each = ([1, *values, 1] for values in (size, strides, dilation))
         found = tf.image.extract_patches(tensor, *each, padding=layer.padding.upper())
-    taps, groups = size[0] * size[1], layer.groups
+    taps, groups = math.prod(size), layer.groups
     found = ops.reshape(found, (-1, taps, groups, channels // groups))
     return ops.reshape(ops.transpose(found, (0, 2, 1, 3)), (-1, groups, taps * (channels // groups)))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mobileprune.data import Dataset
 from mobileprune.files import read_json, write_json
-from mobileprune.records import Json, Manifest
+from mobileprune.json_record import Json
+from mobileprune.run_records import Manifest
 
 SCHEMA = 1
 FILE = "manifest.json"
@@ -42,11 +43,12 @@ def own_version() -> str:
 
 def host() -> Json:
     """What this machine is: figures in a manifest were measured on it unless they name another device."""
-    from mobileprune.benchmark.host import host_device
+    from mobileprune.benchmark.host_facts import host_device, simd_features
 
     return {
         "device": host_device(),
         "cores": os.cpu_count(),
+        "simd": list(simd_features()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }

@@ -19,8 +19,9 @@ import numpy as np
 
 from mobileprune import metadata_schema as layout
 from mobileprune.errors import ModelError, OutputError, SettingsError
+from mobileprune.json_record import Record
 from mobileprune.preprocess import check_contract
-from mobileprune.records import Preprocess, Record
+from mobileprune.records import Preprocess
 from mobileprune.tflite_extras import METADATA_NAME, attached_files, metadata_entry
 from mobileprune.tflite_graph import GraphTensor, TfliteGraph, read_graph
 from mobileprune.tflite_rewrite import packed, set_metadata, unpacked

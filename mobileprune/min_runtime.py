@@ -6,7 +6,8 @@ an old runtime then loads what it cannot compute. With the right numbers it refu
 
 from typing import Any
 
-from mobileprune.op_versions import Call, calls, needed_version
+from mobileprune.op_calls import Call, calls
+from mobileprune.op_versions import needed_version
 from mobileprune.tflite_extras import attached_files
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_rewrite import packed, set_metadata, unpacked

@@ -14,13 +14,13 @@ import numpy as np
 
 from mobileprune.errors import ConversionError, InterpreterError, SettingsError
 from mobileprune.evaluate import accuracy
+from mobileprune.json_record import Record
 from mobileprune.layer_names import layer_of
 from mobileprune.mixed_recipe import Recipe, Rule
 from mobileprune.recipes import quantize, recipe_named
-from mobileprune.records import Record
 from mobileprune.tflite_graph import read_graph
 from mobileprune.tflite_runner import TfliteRunner
-from mobileprune.verify import TOLERANCES, compare
+from mobileprune.verify import HIGHEST_SNR_DB, TOLERANCES, compare
 
 # So many images rank ops; accuracies are measured on all.
 RANKING_IMAGES = 32
@@ -39,7 +39,8 @@ class Sensitivity(Record):
         layer: the Keras layer, or the tensor's name where the file does not say.
         op: the op's name in the schema.
         tensor: the op's output in the float file.
-        snr_db: signal-to-noise ratio of the file's outputs when only this op has integer weights and activations.
+        snr_db: signal-to-noise ratio of the file's outputs when only this op has integer weights and activations; -200
+            when such a file does not run.
     """
 
     layer: str
@@ -138,8 +139,10 @@ def sensitivities(content: bytes, ranges: Any, images: np.ndarray, *, threads: i
         try:
             alone = Recipe("alone", "one op in eight bits", "float32", rules=(Rule.for_op(tensor, "int8"),))
             snr_db = _snr(expected, _run(quantize(content, alone, ranges), chosen, threads))
-        except (ConversionError, InterpreterError):  # it has no such kernel, so no integer file has it either
+        except ConversionError:  # it has no such kernel, so no integer file has it either
             continue
+        except InterpreterError:  # what no runtime runs is as wrong as can be
+            snr_db = -HIGHEST_SNR_DB
         found.append(Sensitivity(layer_of(tensor) or tensor, op.name, tensor, snr_db))
     return tuple(sorted(found, key=lambda each: each.snr_db))
 

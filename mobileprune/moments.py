@@ -47,6 +47,12 @@ class Moments:
         """Mean products of X with itself and with Y."""
         return self.xx / self.count, self.xy / self.count
 
+    def scaled(self, factor: float) -> "Moments":
+        """The moments of X and `factor` times Y."""
+        if factor == 1.0:
+            return self
+        return dataclasses.replace(self, y=factor * self.y, xy=factor * self.xy, yy=factor**2 * self.yy)
+
     def variance(self) -> float:
         """The variance of Y, summed over all outputs."""
         return float(np.maximum(self.yy / self.count - (self.y / self.count) ** 2, 0).sum())

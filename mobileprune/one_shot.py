@@ -66,8 +66,8 @@ def prune_one_shot(
         keep: wildcard patterns of layers that stay dense.
         block_size, block_pooling_type, sparsity_m_by_n: which weights go together, see `Pattern`.
         method: `"second_order"`, or `"magnitude"`: the smallest weights go, nothing is fitted. Kernels that are no
-            matrix to be fitted (of recurrent layers, embeddings, causal convolutions, masked attention) or one of more
-            than 6,144 columns go by magnitude in either case.
+            matrix to be fitted (of embeddings, causal convolutions, masked attention) or one of more than 6,144 columns
+            go by magnitude in either case.
         allocation: `"uniform"`; or one that shares out the zeros among all layers that are pruned: `"global"`, so that
             the layers' outputs change least in sum (by magnitude, the smallest weights of all), or `"erk"`.
         refit_dense: also fits the layers that stay dense to their changed inputs. Zeros that they have stay.

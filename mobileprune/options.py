@@ -16,15 +16,21 @@ import mobileprune as mp
 from mobileprune.errors import SettingsError
 
 FLAGS = flags.FLAGS
-TARGETS = ("macs", "params", "file_bytes", "ratio", "channels")
+TARGETS = ("macs", "params", "file_bytes", "ratio", "channels", "latency_ms", "speedup")
+# Those that --latency_recipe and --threads belong to.
+LATENCY_TARGETS = ("latency_ms", "speedup")
+# What --latency_device may be beside a phone's serial.
+LATENCY_DEVICES = ("host", "arm64")
+# How often and how long the hundreds of tiny files of a table run on a phone; each turn is a process of its own there.
+PHONE_ROUNDS, PHONE_SECONDS = 3, 0.6
 # What is taken when no target is given.
 DEFAULT_MACS = 0.5
 # Rankings and fits hold activations of all their images: so many input values at most, 128 images of 224×224×3. With
 # 100 images EfficientNet-Lite0 takes 19 s for both on two cores, and the process 2.1 GB.
 _MOST_INPUT_VALUES = 128 * 224 * 224 * 3
 _LEAST_IMAGES = 16
-# These look at images, and take too long to be a mere check of the target.
-_WITH_IMAGES = ("obs", "taylor")
+# These importances look at images, and take too long to be a mere check of the target.
+WITH_IMAGES = ("taylor", "hessian", "apoz", "activation_mean", "reconstruction", "obs")
 
 
 def define_input() -> None:
@@ -54,11 +60,23 @@ def define_pruning(importance: str | None = None, compensate: str | None = None)
     flags.DEFINE_string("file_recipe", "float32", "The recipe whose size --file_bytes means.")
     flags.DEFINE_float("ratio", None, "Share of the channels that every group loses alike.", 0, 1)
     flags.DEFINE_list("channels", None, "Channels that layers keep, by wildcard pattern: stem:24,block_*_expand:96.")
+    flags.DEFINE_float("latency_ms", None, "Milliseconds that the file may take on --latency_device.", 0)
+    flags.DEFINE_float("speedup", None, "How many times faster than the whole model there, above 1.", 1)
+    flags.DEFINE_string(
+        "latency_device",
+        "host",
+        "Where: host, arm64 (emulated where this machine is none), or a phone's serial from adb devices. Its table of "
+        "tiny files is measured once and kept.",
+    )
+    flags.DEFINE_string(
+        "benchmark_model", None, "LiteRT's program for that phone: a path, or a URL that ends in #sha256= and its sum."
+    )
+    flags.DEFINE_string("latency_recipe", "float32", "The recipe that --latency_ms and --speedup mean.")
     flags.DEFINE_string(
         "importance",
         importance,
-        "How channels are ranked: l1, l2, batch_norm_scale, fpgm, taylor, obs or random; taylor and obs look at images."
-        + ("" if importance else " Default: obs, without images l2."),
+        "How channels are ranked: l1, l2, lamp, batch_norm_scale, fpgm or random; by images taylor, hessian, apoz, "
+        "activation_mean, reconstruction or obs." + ("" if importance else " Default: obs, without images l2."),
     )
     flags.DEFINE_string("normalise", "sum", "How scores become comparable: sum, mean, max, gaussian or none.")
     flags.DEFINE_enum(
@@ -72,6 +90,12 @@ def define_pruning(importance: str | None = None, compensate: str | None = None)
     flags.DEFINE_list("max_ratio", ["0.9"], "No group loses a larger share: a number, or by pattern: stem:0.5.")
     flags.DEFINE_list("keep", [], "Wildcard patterns of layers that keep all channels.")
     flags.DEFINE_list("prune_only", [], "Wildcard patterns of the only layers that may lose channels.")
+    flags.DEFINE_string(
+        "blocks",
+        None,
+        "Whole blocks and layers that go before channels: how many at most, the share of the MACs that they may have, "
+        "or auto. Looks at images. Default: none.",
+    )
     flags.DEFINE_enum(
         "compensate",
         compensate,
@@ -104,10 +128,13 @@ def target() -> dict[str, Any]:
 
 
 def cut_name() -> str:
-    """What a model that met the target is called: `c50` for half of the MACs, `params50`, `ratio30`, `channels`."""
+    """What a model that met the target is called: `c50` for half of the MACs, `params50`, `ratio30`, `channels`,
+    `latency150us`, `speedup200`."""
     ((name, wanted),) = target().items()
     if name == "channels":
         return name
+    if name in LATENCY_TARGETS:
+        return f"latency{1000 * wanted:.0f}us" if name == "latency_ms" else f"{name}{100 * wanted:.0f}"
     number = f"{100 * wanted if wanted <= 1 else wanted:.0f}"
     return f"c{number}" if name == "macs" else f"{name}{number}"
 
@@ -126,6 +153,42 @@ def pruning_images(images: np.ndarray) -> np.ndarray:
     """The first of `images`: as many as rankings and fits have the memory for."""
     most = max(_LEAST_IMAGES, _MOST_INPUT_VALUES // max(1, images[0].size))
     return images[:most]
+
+
+def blocks() -> int | float | str | None:
+    """How many blocks may go, as an argument of `mobileprune.plan_channels`.
+
+    Raises:
+        SettingsError: a value that is no number of blocks.
+    """
+    given = FLAGS.blocks
+    if given in (None, "auto"):
+        return None if given is None else str(given)
+    try:
+        found = int(given) if given.isdecimal() else float(given)
+    except ValueError as error:
+        raise SettingsError(f"--blocks: {given!r} is none of 3 (blocks), 0.3 (of the MACs) and auto.") from error
+    if isinstance(found, float) and not 0 < found < 1:
+        raise SettingsError(f"--blocks={given} is no share of the MACs. Give one between 0 and 1, or whole blocks.")
+    return found
+
+
+def latency_device() -> str | mp.AndroidSettings:
+    """Where a latency is meant, as an argument of `mobileprune.plan_channels`.
+
+    Raises:
+        SettingsError: a phone, and no program that times files on it.
+    """
+    if FLAGS.latency_device in LATENCY_DEVICES:
+        return str(FLAGS.latency_device)
+    phone = mp.AndroidSettings(
+        serial=FLAGS.latency_device,
+        rounds=PHONE_ROUNDS,
+        seconds=PHONE_SECONDS,
+        benchmark_model=FLAGS.benchmark_model,
+    )
+    phone.check()
+    return phone
 
 
 def limits() -> dict[str, Any]:
@@ -150,6 +213,8 @@ def plan(model: Any, images: np.ndarray | None = None, seed: int = 0) -> mp.Prun
     Raises:
         SettingsError, PlanError: flags that cannot be meant, or a target that cannot be met.
     """
+    if blocks() and images is None:
+        raise SettingsError("--blocks looks at images, and there are none.")
     return _plan(model, importance(images is not None), images, seed)
 
 
@@ -160,7 +225,7 @@ def check(model: Any, images: bool = True) -> None:
         SettingsError, PlanError: the same as `plan`.
     """
     chosen = importance(images)
-    _plan(model, "l2" if chosen in _WITH_IMAGES else chosen, None, 0)
+    _plan(model, "l2" if chosen in WITH_IMAGES else chosen, None, 0)
 
 
 def prune(model: Any, plan: mp.PruningPlan, images: np.ndarray | None = None) -> Any:
@@ -168,18 +233,36 @@ def prune(model: Any, plan: mp.PruningPlan, images: np.ndarray | None = None) ->
     return mp.prune_channels(model, plan, compensation(images is not None), images)
 
 
-def _plan(model: Any, importance: str, images: np.ndarray | None, seed: int) -> mp.PruningPlan:
-    return mp.plan_channels(
-        model,
-        **target(),
+def planning(importance: str, images: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
+    """All that the flags say, as arguments of `mobileprune.plan_channels` and `prune_iteratively`.
+
+    Raises:
+        SettingsError: flags that cannot be meant.
+    """
+    wanted, some = target(), blocks()
+    if some and images is None:
+        # A mere check: how small the model gets is known only when its blocks have been ranked.
+        wanted, some = {"macs": 1.0}, None
+    timed = set(wanted) <= set(LATENCY_TARGETS)
+    return {
+        **wanted,
         **limits(),
-        importance=importance,
-        normalise=FLAGS.normalise,
-        scope=FLAGS.scope,
-        recipe=FLAGS.file_recipe,
-        calibration=images,
-        seed=seed,
-    )
+        "importance": importance,
+        "normalise": FLAGS.normalise,
+        "scope": FLAGS.scope,
+        "recipe": FLAGS.latency_recipe if timed else FLAGS.file_recipe,
+        "device": latency_device() if timed else "host",
+        "threads": FLAGS.threads if "threads" in FLAGS else 1,
+        "calibration": images,
+        "seed": seed,
+        "blocks": some,
+    }
+
+
+def _plan(model: Any, importance: str, images: np.ndarray | None, seed: int) -> mp.PruningPlan:
+    if blocks() and images is None:
+        mp.pruning_floor(model, **limits())
+    return mp.plan_channels(model, **planning(importance, images, seed))
 
 
 def _number_or_by_pattern(flag: str, number: Callable[[str], Any]) -> Any:

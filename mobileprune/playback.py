@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mobileprune.errors import DatasetError
-from mobileprune.graph import functional_graph, is_nested, nodes
+from mobileprune.graph import functional_graph, is_nested, model_over_time, nodes
 
 # As many input values are run at once: more would only cost memory.
 _VALUES_AT_ONCE = 2**22
@@ -48,26 +48,35 @@ def play(model: Any, images: Any) -> Iterator[Step]:
         DatasetError: the images do not fit the model's inputs.
     """
     graph = functional_graph(model)
-    given = [np.asarray(array) for array in (images if isinstance(images, list | tuple) else [images])]
-    if len(given) != len(graph.inputs):
-        raise DatasetError(
-            f"{model.name!r} has {len(graph.inputs)} inputs; calibration data for {len(given)} were given."
-        )
-    for array, tensor in zip(given, graph.inputs, strict=True):
-        fits = array.ndim == len(tensor.shape) and all(
-            said in (None, size) for said, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
-        )
-        if not fits or not len(array) or len(array) != len(given[0]):
-            raise DatasetError(f"Input {tensor.name!r} is {tuple(tensor.shape)}; calibration data are {array.shape}.")
-    for array, tensor in zip(given, graph.inputs, strict=True):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DatasetError(f"The calibration data for {tensor.name!r} hold values that are NaN or infinite.")
+    given = checked_inputs(model, images)
     at_once = max(1, min(64, _VALUES_AT_ONCE // max(1, sum(array[0].size for array in given))))
     tensors = {
         id(tensor): [keras.ops.cast(array[at : at + at_once], tensor.dtype) for at in range(0, len(array), at_once)]
         for array, tensor in zip(given, graph.inputs, strict=True)
     }
     yield from _play(graph, tensors, "")
+
+
+def checked_inputs(model: Any, images: Any) -> list[np.ndarray]:
+    """The images as a list of arrays, one for each of the model's inputs.
+
+    Raises:
+        DatasetError: they do not fit the model's inputs, or hold values that are not finite.
+    """
+    inputs = functional_graph(model).inputs
+    given = [np.asarray(array) for array in (images if isinstance(images, list | tuple) else [images])]
+    if len(given) != len(inputs):
+        raise DatasetError(f"{model.name!r} has {len(inputs)} inputs; calibration data for {len(given)} were given.")
+    for array, tensor in zip(given, inputs, strict=True):
+        fits = array.ndim == len(tensor.shape) and all(
+            said in (None, size) for said, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
+        )
+        if not fits or not len(array) or len(array) != len(given[0]):
+            raise DatasetError(f"Input {tensor.name!r} is {tuple(tensor.shape)}; calibration data are {array.shape}.")
+    for array, tensor in zip(given, inputs, strict=True):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DatasetError(f"The calibration data for {tensor.name!r} hold values that are NaN or infinite.")
+    return given
 
 
 class _Tape:
@@ -121,7 +130,19 @@ def _play(graph: Any, tensors: dict[int, list[Any]], prefix: str) -> Iterator[St
     tape = _Tape(graph, tensors, calls)
     for node in calls:
         path = prefix + node.operation.name
-        if is_nested(node.operation):
+        over_time = model_over_time(node.operation)
+        if over_time is not None:
+            tape.catch_up()
+            inner = functional_graph(over_time)
+            batches = tensors[id(node.input_tensors[0])]
+            steps = batches[0].shape[1]
+            inside = {id(inner.inputs[0]): [_steps_as_images(batch) for batch in batches]}
+            del batches
+            tape.forget(node)
+            yield from _play(inner, inside, f"{path}/{over_time.name}/")
+            found = inside[id(inner.outputs[0])]
+            tensors[id(node.output_tensors[0])] = [_images_as_steps(batch, steps) for batch in found]
+        elif is_nested(node.operation):
             tape.catch_up()
             inner = functional_graph(node.operation)
             read = [tensors[id(tensor)] for tensor in node.input_tensors]
@@ -134,3 +155,11 @@ def _play(graph: Any, tensors: dict[int, list[Any]], prefix: str) -> Iterator[St
             yield Step(path, node, tape)
             tape.add(node)
     tape.catch_up()
+
+
+def _steps_as_images(batch: Any) -> Any:
+    return keras.ops.reshape(batch, (-1, *batch.shape[2:]))
+
+
+def _images_as_steps(batch: Any, steps: int) -> Any:
+    return keras.ops.reshape(batch, (-1, steps, *batch.shape[1:]))

@@ -14,7 +14,7 @@ import numpy as np
 from mobileprune.calibration_data import contract_range
 from mobileprune.errors import VerificationError, known_names
 from mobileprune.records import Preprocess
-from mobileprune.tflite_runner import TensorFacts
+from mobileprune.runner_facts import TensorFacts
 
 # What every recipe takes and answers.
 PORT_DTYPES: Mapping[str, str] = MappingProxyType(
@@ -43,6 +43,7 @@ def check_ports(
     expected: np.ndarray | None = None,
     names: Sequence[str] = (),
     name: str = "the file",
+    ids: bool = False,
 ) -> list[str]:
     """Every way in which a file's inputs and outputs are not what they should be, as sentences.
 
@@ -54,6 +55,7 @@ def check_ports(
         expected: the reference's outputs (N, outputs); None leaves number and range of the outputs unchecked.
         names: of the classes; empty leaves their number unchecked.
         name: what sentences call the file.
+        ids: whether the network takes whole numbers that it looks up, of words for example: no recipe changes those.
 
     Raises:
         VerificationError: nobody promised anything for that recipe.
@@ -63,6 +65,10 @@ def check_ports(
     (taken,), (answered,) = inputs, outputs
     failures = []
     for kind, port in (("input", taken), ("output", answered)):
+        if ids and port is taken:
+            if np.dtype(port.dtype).kind != "i" or port.scale is not None:
+                failures.append(f"{name}: the input is {port.dtype}; the network takes ids, which are int32 or int64.")
+            continue
         if recipe is not None and port.dtype != promised_dtype(recipe):
             failures.append(f"{name}: the {kind} is {port.dtype}; {recipe} promises {promised_dtype(recipe)}.")
         failures += [f"{name}: the {kind} {said}" for said in _quantization_faults(port)]

@@ -9,7 +9,7 @@ from typing import Self
 import rich.progress
 from rich.console import Console
 
-from mobileprune.records import Stage
+from mobileprune.run_records import Stage
 
 
 class Progress:

@@ -3,15 +3,17 @@
 import warnings
 from typing import Any
 
+from mobileprune.block_removal import layers_behind
 from mobileprune.errors import MobilePruneWarning, PlanError, known_names
 from mobileprune.graph import clone, same_layer
-from mobileprune.plan import PruningPlan, plan_channels
+from mobileprune.plan import plan_channels
+from mobileprune.pruning_plan import PruningPlan
 from mobileprune.reconstruct import COMPENSATIONS, reconstruct
 from mobileprune.surgery import remove_channels
 
 
 def prune_channels(model: Any, plan: PruningPlan, compensate: str = "none", calibration: Any = None) -> Any:
-    """Removes the channels that `plan` names and makes up for them in the weights that are left.
+    """Removes the blocks and channels that `plan` names and makes up for them in the weights that are left.
 
     Args:
         model: a built Sequential or functional model of the architecture that the plan was made for; not changed.
@@ -19,7 +21,7 @@ def prune_channels(model: Any, plan: PruningPlan, compensate: str = "none", cali
         compensate: `"none"` leaves the surviving weights as they are. `"mean"` moves what a removed channel gave on
             average into the biases (or batch norms) of the layers that read it. `"least_squares"` fits those layers'
             weights anew, so that they give on `calibration` what they gave before, layer after layer on the already
-            smaller network (He et al. 2017, arXiv:1707.06168).
+            smaller network (He et al. 2017, arXiv:1707.06168). Of a model with its blocks: it makes up for these, too.
         calibration: images as the model takes them, shape (images, …), or a list of arrays, one for each input; a few
             hundred, no labels. Only read when `compensate` is not `"none"`.
 
@@ -40,7 +42,8 @@ def prune_channels(model: Any, plan: PruningPlan, compensate: str = "none", cali
         raise PlanError(f"compensate={compensate!r} needs calibration=, some hundred images without labels.")
     cut = remove_channels(model, plan)
     if compensate != "none":
-        left = reconstruct(model, cut.smaller, cut.before, cut.after, calibration, compensate)
+        behind = layers_behind(model, plan.blocks) if plan.blocks else ()
+        left = reconstruct(model, cut.smaller, cut.before, cut.after, calibration, compensate, behind)
         if left:
             warnings.warn(
                 f"These layers lost channels and cannot be fitted: {known_names(left)}.",

@@ -127,7 +127,11 @@ class PruneLowMagnitude(keras.layers.Wrapper):
             # Keras tells `build` of the first tensor only, but attention is called on several.
             given = inspect.signature(self.layer.call).bind(*args, **kwargs).arguments
             wanted = inspect.signature(self.layer.build).parameters
-            shapes = {f"{name}_shape": tensor.shape for name, tensor in given.items() if f"{name}_shape" in wanted}
+            shapes = {
+                f"{name}_shape": keras.tree.map_structure(lambda tensor: tensor.shape, tensors)
+                for name, tensors in given.items()
+                if f"{name}_shape" in wanted and tensors is not None
+            }
             if len(shapes) > 1:
                 self.layer.build(**shapes)
         return super().__call__(*args, **kwargs)

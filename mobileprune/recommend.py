@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mobileprune.records import Manifest, VariantRecord
+from mobileprune.run_records import Manifest, VariantRecord
 
 # Sizes and times closer than this are the same; the more accurate file is then the better choice.
 _SAME = 0.02

@@ -6,7 +6,7 @@ arXiv:1707.06168; Luo et al. 2017, "ThiNet", arXiv:1707.06342). Both are done la
 network, so that each also corrects what the layers before it could not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -27,7 +27,9 @@ _RIDGE = 1e-3
 LAST_KERNELS = ("kernel", "pointwise_kernel", "output_dense")
 
 
-def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights, images: Any, how: str) -> list[str]:
+def reconstruct(
+    original: Any, smaller: Any, before: ChannelIds, after: Weights, images: Any, how: str, also: Collection[str] = ()
+) -> list[str]:
     """Changes the weights of `smaller` so that its layers give what those of `original` give.
 
     Every layer that lost channels which it read is fitted once, in the order of the graph, a shared one on its first
@@ -40,6 +42,7 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         after: the smaller model's weights that follow channels, with the survivors' ids.
         images: calibration images, (images, …), or a list of arrays, one for each input.
         how: `"mean"` moves means into biases; `"least_squares"` fits weights and biases.
+        also: paths of layers that are fitted although they lost no channels: what they read is not what it was.
 
     Returns:
         Paths of the layers that lost channels which they read and whose kind cannot be fitted.
@@ -47,7 +50,7 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
     Raises:
         DatasetError: the images do not fit the model.
     """
-    changed, unfitted = _changed(before, after)
+    changed, unfitted = _changed(before, after, also)
     sinks = bias_sinks(smaller)
     originals = Originals(play(original, images), set(changed))
     fitted: set[str] = set()
@@ -59,6 +62,8 @@ def reconstruct(original: Any, smaller: Any, before: ChannelIds, after: Weights,
         maps = zip(linear_maps(step.operation, step.node), linear_maps(old_layer, old_node), strict=True)
         for map, old in maps:
             sums = measure(map, step.inputs(), old, old_inputs, _surviving_outputs(before, after, step.path, old))
+            # Surgery has made the queries of narrower heads smaller: that is what they should go on giving.
+            sums = sums.scaled(after[step.path, map.kernel].factor)
             _fit(map, sums, how, sinks.get(step.path) if map.kernel.startswith(LAST_KERNELS) else None)
     return unfitted
 
@@ -85,7 +90,7 @@ class Originals:
         return self._found.pop(path)
 
 
-def _changed(before: ChannelIds, after: Weights) -> tuple[list[str], list[str]]:
+def _changed(before: ChannelIds, after: Weights, also: Collection[str]) -> tuple[list[str], list[str]]:
     """Layers that read fewer channels than they did: those that can be fitted, and those that cannot."""
     fitting, others = [], []
     for path, layer in before.layers.items():
@@ -93,7 +98,9 @@ def _changed(before: ChannelIds, after: Weights) -> tuple[list[str], list[str]]:
         # Attention that cannot be followed has no weight on record, and loses nothing.
         maps = [map for map in maps if (path, map.kernel) in before.weights]
         shapes = {map.kernel: (map.shape, after[path, map.kernel].shape) for map in maps}
-        if any(shapes[map.kernel][0][map.reads] != shapes[map.kernel][1][map.reads] for map in maps):
+        if (maps and path in also) or any(
+            shapes[map.kernel][0][axis] != shapes[map.kernel][1][axis] for map in maps for axis in map.reading_axes
+        ):
             fitting.append(path)
         elif not maps and _reads_less(path, before, after):
             others.append(path)
@@ -118,7 +125,7 @@ def _surviving_outputs(before: ChannelIds, after: Weights, path: str, map: Linea
     old, new = before.weights[path, map.kernel], after[path, map.kernel]
     if map.makes not in old.axes:
         return None
-    return map.outputs_of(places(old.axes[map.makes], new.axes[map.makes]))
+    return map.outputs_of(*(places(old.axes[axis], new.axes[axis]) for axis in map.making_axes))
 
 
 def _fit(map: LinearMap, sums: Moments, how: str, sink: Any) -> None:

@@ -6,66 +6,11 @@ They hold facts only; what computes them lives in the stage that is named in eac
 import dataclasses
 import hashlib
 import math
-import types
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
 
-from mobileprune.errors import OutputError, VerificationError
-
-Json = dict[str, Any]
-
-
-class Record:
-    """JSON round trip for frozen dataclasses: nested records, tuples and optional fields."""
-
-    def to_json(self) -> Json:
-        """The record as plain JSON types; tuples become lists."""
-        fields = dataclasses.fields(typing.cast(Any, self))
-        return {field.name: _plain(getattr(self, field.name)) for field in fields}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The record that `to_json` wrote.
-
-        Raises:
-            OutputError: a field is missing, or one is not known.
-        """
-        hints = typing.get_type_hints(cls)
-        names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
-        unknown = sorted(set(data) - names)
-        if unknown:
-            raise OutputError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(names))}.")
-        try:
-            return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
-        except TypeError as error:
-            raise OutputError(f"Not a complete {cls.__name__}: {error}.") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Record):
-        return value.to_json()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
-
-
-def _typed(hint: Any, value: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None or hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        return _typed(next(kind for kind in arguments if kind is not type(None)), value)
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return hint.from_json(value)
-    if origin is tuple:
-        return tuple(_typed(arguments[0], item) for item in value)
-    if origin is dict:
-        return {key: _typed(arguments[1], item) for key, item in value.items()}
-    return value
+from mobileprune.errors import VerificationError
+from mobileprune.json_record import Record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +56,31 @@ class Preprocess(Record):
 class Latency(Record):
     """How long one file took on one device; measured by `benchmark`. Times in milliseconds, memory in bytes.
 
-    `ratio` is the median over rounds of this file's time over the baseline's in the same round; `ratio_low` and
-    `ratio_high` bound it with 95% confidence (bootstrap). They are None where there was no baseline.
+    Attributes:
+        device: what it ran on: `host (AMD EPYC)`, `emulated arm64 (…)`, a phone.
+        runtime: the runtime with its version.
+        threads: of the interpreter.
+        accelerator: what computed: `XNNPACK`, or `none` for the runtime's own kernels.
+        p50_ms: the median invocation.
+        p90_ms: 90% take at most so long.
+        p99_ms: 99% take at most so long.
+        runs: how many invocations these three are of.
+        init_ms: creating the interpreter and allocating its tensors.
+        peak_memory_bytes: what the file added to its process, at most.
+        ratio: this file's time over the baseline's beside it, the median over rounds; where files were compared, of the
+            fastest bursts of each pair of processes, see `benchmark.comparison`. None where there was no baseline.
+        ratio_low: the lower end of its interval.
+        ratio_high: the upper end.
+        confidence: how often such an interval holds what it estimates. With one process a file that is the ratio of
+            these two processes, which another pair of processes would not repeat.
+        first_ms: the first invocation, which also packs weights; None where nobody asked.
+        restarts: how many processes ran the file, one after another.
+        rounds: how many turns it had in all.
+        drift: by what share its times rose (or, negative, fell) from the first round to the last; None where there were
+            too few rounds to say.
+        outliers: share of invocations far above the rest of their burst, which were interrupted.
+        histogram: quantiles of single invocations at 2.5%, 7.5%, …, 97.5%, in milliseconds; empty where nobody kept
+            them.
     """
 
     device: str
@@ -128,6 +96,13 @@ class Latency(Record):
     ratio: float | None = None
     ratio_low: float | None = None
     ratio_high: float | None = None
+    confidence: float | None = None
+    first_ms: float | None = None
+    restarts: int = 1
+    rounds: int | None = None
+    drift: float | None = None
+    outliers: float | None = None
+    histogram: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,20 +195,6 @@ class RuntimeCheck(Record):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage(Record):
-    """One finished stage of a run. `accuracy` is measured on validation data; None where a stage has none."""
-
-    name: str
-    seconds: float
-    model: str | None = None
-    epochs: int | None = None
-    accuracy: float | None = None
-    macs: int | None = None
-    params: int | None = None
-    sparsity: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Variant:
     """One `.tflite` of one model, still in memory.
 
@@ -250,6 +211,11 @@ class Variant:
     precisions: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @property
+    def file_name(self) -> str:
+        """What errors call it: `base_int8.tflite`, or the model as it is where there is no recipe."""
+        return f"{self.model}_{self.recipe}.tflite" if self.recipe else self.model
+
+    @property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
@@ -258,125 +224,3 @@ class Variant:
         from mobileprune.files import write_bytes
 
         return write_bytes(Path(path), self.content)
-
-
-@dataclasses.dataclass(frozen=True)
-class Port(Record):
-    """One input or output of a file: its dtype and, for integers, `real = scale * (stored - zero_point)`."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    scale: float | None = None
-    zero_point: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class VariantRecord(Record):
-    """What a manifest says of one variant: the bytes, where they came from, and all that was measured on them.
-
-    Attributes:
-        file: its name in the run's folder.
-        model: `base`, `s80`, `c50`, `c50_s80`, `control`, ….
-        recipe: how it was quantized.
-        bytes: its size.
-        gzip_bytes: its size as a compressed download.
-        sha256: of the bytes.
-        macs: multiply-accumulates of one inference.
-        params: parameters of the Keras model that it came from.
-        sparsity: share of zeros among the weights in the file, 0 to 1.
-        input: what it takes.
-        output: what it answers.
-        verified: how it compares with that Keras model.
-        verified_runtimes: the runtimes that this was done with, and that the file passed on.
-        runtimes: what came of each runtime that it was tried on, those included that it failed on.
-        accuracy: on the test split, 0 to 1; None without labels.
-        validation_accuracy: the same on the validation split, which recommendations read.
-        agreement: share of test images with the top-1 class of the unpruned Keras model; None where accuracy is
-            measured.
-        validation_agreement: the same on the validation images, which recommendations read.
-        latency: one entry for each device.
-        minimum_runtime: the oldest runtime that has every op of the file in the version that its types need.
-        float_ops: of a file of integer activations, the ops that compute in float, with their Keras layers.
-        notes: what else is to be said of it, as sentences.
-    """
-
-    file: str
-    model: str
-    recipe: str
-    bytes: int
-    gzip_bytes: int
-    sha256: str
-    macs: int
-    params: int
-    sparsity: float
-    input: Port
-    output: Port
-    verified: Verification
-    verified_runtimes: tuple[str, ...]
-    accuracy: float | None = None
-    validation_accuracy: float | None = None
-    agreement: float | None = None
-    validation_agreement: float | None = None
-    latency: tuple[Latency, ...] = ()
-    runtimes: tuple[RuntimeCheck, ...] = ()
-    minimum_runtime: str = ""
-    float_ops: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Rejected(Record):
-    """A file that was made and did not ship, and why."""
-
-    file: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelPort(Record):
-    """A Keras model's input or output; `kind` says of an output whether it holds logits or probabilities."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    kind: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest(Record):
-    """Everything measured in a run; the report and the Android app read this and nothing else.
-
-    Attributes:
-        schema: version of this layout.
-        mobileprune: version of the library.
-        versions: versions of what it stands on.
-        host: processor, cores, operating system and Python.
-        command: the settings of the run that differ from the defaults, as flags.
-        dataset: name, source, images in each split, skipped images.
-        labels: class names; index i of an output is `labels[i]`.
-        preprocess: from an encoded image to the input.
-        input: the Keras model's input.
-        output: its output.
-        stages: what was done, in order.
-        variants: the files that passed.
-        rejected: the files that did not.
-        recommended: the file for each goal (`smallest`, `fastest`, `most_accurate`), chosen on validation data.
-    """
-
-    schema: int
-    mobileprune: str
-    versions: dict[str, str]
-    host: dict[str, Any]
-    command: str
-    dataset: dict[str, Any]
-    labels: tuple[str, ...]
-    preprocess: Preprocess
-    input: ModelPort
-    output: ModelPort
-    stages: tuple[Stage, ...]
-    variants: tuple[VariantRecord, ...]
-    rejected: tuple[Rejected, ...] = ()
-    recommended: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def variant(self, model: str, recipe: str) -> VariantRecord | None:
-        """The variant of that model and recipe, or None if there is none."""
-        return next((entry for entry in self.variants if (entry.model, entry.recipe) == (model, recipe)), None)

@@ -1,5 +1,6 @@
 """Calls made anew on the channels that survive: static shapes, slices, indices and constants are cut with them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,10 @@ def call_again(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dic
         return type(operation)(axis=single, name=operation.name)(*args, **kwargs)
     if kind in SELECTIONS:
         return _select(call, alive, args, kwargs)
+    if kind in ("Einsum", "Matmul", "Dot"):
+        return operation(*args, **kwargs)  # constants meet no channels that go
+    if kind == "DotProductAttention":
+        return _attend(call, args, kwargs)
     return operation(
         *(_sliced(value, call, alive) for value in args),
         **{name: _sliced(value, call, alive) for name, value in kwargs.items()},
@@ -77,6 +82,14 @@ def _sliced(value: Any, call: Call, alive: np.ndarray) -> Any:
         if array.shape[axis] == along.size > 1:
             array = array.compress(along, axis)
     return array
+
+
+def _attend(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Attention on fewer columns, which goes on dividing by the root of what it had."""
+    scale = args[5] if len(args) > 5 else kwargs.get("scale")
+    if scale is None:
+        scale = 1 / math.sqrt(call.inputs[0].shape[-1])
+    return call.operation(*args[:5], **{**kwargs, "scale": scale})
 
 
 def _select(call: Call, alive: np.ndarray, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ A stage's result is written when it is complete, and atomically; a stage whose r
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -16,12 +17,24 @@ from typing import Any
 
 from mobileprune.errors import OutputError
 from mobileprune.files import read_json, write_bytes, write_json
+from mobileprune.json_record import Json
 from mobileprune.progress import Progress
-from mobileprune.records import Json, Stage, Variant
+from mobileprune.records import Variant
+from mobileprune.run_records import Epoch, Stage
 from mobileprune.train import load_checkpoint, save_checkpoint
 
 # Names that `write_bytes` and `save_checkpoint` give to files that are not whole yet.
 _LOCK = "lock"
+# How a stage's training went, in its own folder, and what the record calls Keras's figures.
+_CURVE = "curve.json"
+_FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "val_loss": "validation_loss",
+    "val_accuracy": "validation_accuracy",
+}
+# A plot shows no more than that.
+_MOST_EPOCHS = 200
 _TEMPORARY = re.compile(r"\..+\.(json|md|html|tflite)\.[a-z0-9_]{8}|\.\d+_.+\.keras")
 
 
@@ -38,6 +51,27 @@ class Task:
     folder: Path
     advance: Callable[[int], None]
     note: Callable[[str], None]
+
+    def epoch(self, number: int, figures: Mapping[str, float]) -> None:
+        """Keeps what a finished epoch came to for the stage's record, those before a kill included.
+
+        Args:
+            number: from 1.
+            figures: as Keras names them: `loss`, `accuracy`, `val_loss`, `val_accuracy`; others are not kept.
+        """
+        kept = read_json(self.folder / _CURVE) if (self.folder / _CURVE).exists() else []
+        known = {name: figures.get(name, math.nan) for name in _FIGURES}
+        finite = {_FIGURES[name]: value if math.isfinite(value) else None for name, value in known.items()}
+        before = [epoch for epoch in kept if epoch["epoch"] < number]  # later ones are of a training that was lost
+        write_json(self.folder / _CURVE, [*before, Epoch(number, **finite).to_json()])
+
+    def curve(self) -> list[Json]:
+        """The epochs that were kept, in order; of very many, some evenly between the first and the last."""
+        epochs: list[Json] = read_json(self.folder / _CURVE) if (self.folder / _CURVE).exists() else []
+        last = len(epochs) - 1
+        if last < _MOST_EPOCHS:
+            return epochs
+        return [epochs[round(at * last / (_MOST_EPOCHS - 1))] for at in range(_MOST_EPOCHS)]
 
 
 class Run:
@@ -150,8 +184,10 @@ class Run:
                 self.progress.advance(name, step)
 
             self.progress.start(name)
-            facts = work(Task(folder, advance, self.progress.note))
-            stage = Stage(name=name, seconds=round(clock.seconds(), 3), **facts)
+            task = Task(folder, advance, self.progress.note)
+            facts = work(task)
+            seconds = round(clock.seconds(), 3)
+            stage = Stage.from_json({"name": name, "seconds": seconds, "curve": task.curve(), **facts})
             write_json(done, stage.to_json())
             shutil.rmtree(folder)
             self.progress.finish(stage)

@@ -13,7 +13,7 @@ import dataclasses
 import math
 
 from mobileprune.errors import ModelError, VerificationError, known_names
-from mobileprune.records import Record
+from mobileprune.json_record import Record
 from mobileprune.tflite_graph import DAMAGE, KERNEL_OPS, TfliteGraph, read_graph
 from mobileprune.xnnpack_layout import FLOAT_ONLY, REDUCTIONS, Layout, layout
 

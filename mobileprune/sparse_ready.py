@@ -15,7 +15,8 @@ import numpy as np
 
 from mobileprune.errors import ModelError
 from mobileprune.graph import functional_graph, inline_nested, is_channels_last, nodes, rebuild, same_layer
-from mobileprune.records import Record, Verification
+from mobileprune.json_record import Record
+from mobileprune.records import Verification
 from mobileprune.verify import Tolerance, compare, reference_outputs
 
 layers = keras.layers

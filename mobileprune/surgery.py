@@ -5,18 +5,18 @@ which entries of each old weight go where. Nothing is patched: the result is an 
 """
 
 import dataclasses
-from operator import attrgetter
 from typing import Any
 
 import keras
 import numpy as np
 
-from mobileprune.channel_calls import Weight, places
+from mobileprune.channel_calls import Weight, attribute_at, places
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.channel_ids import ChannelIds
 from mobileprune.errors import ModelError, PlanError
-from mobileprune.graph import is_nested, leaves, rebuild
-from mobileprune.plan import PruningPlan, removed_roots
+from mobileprune.graph import is_nested, leaves, model_over_time, rebuild
+from mobileprune.pruning_plan import PruningPlan, removed_roots, without_blocks
+from mobileprune.pruning_wrapper import PruneLowMagnitude
 from mobileprune.rewrite import call_again, surviving_shape, survivors_by_axis
 
 
@@ -26,7 +26,7 @@ class Surgery:
 
     Attributes:
         smaller: the new model, uncompiled.
-        before: ids of the model that was cut.
+        before: ids of the model that was cut, without its blocks that went.
         after: the smaller model's weights that follow channels, by (layer path, attribute): their ids are those of
             the survivors.
     """
@@ -37,7 +37,7 @@ class Surgery:
 
 
 def remove_channels(model: Any, plan: PruningPlan) -> Surgery:
-    """A new model without the channels that `plan` names; the weights that are left are what they were.
+    """A new model without the blocks and channels that `plan` names; the weights that are left are what they were.
 
     Args:
         model: a built Sequential or functional model of the architecture that the plan was made for; not changed.
@@ -51,13 +51,14 @@ def remove_channels(model: Any, plan: PruningPlan) -> Surgery:
         >>> remove_channels(model, plan_channels(model, macs=0.5)).smaller          # doctest: +SKIP
         <Functional name=mobilenet, built=True>
     """
+    model = without_blocks(model, plan)
     graph = ChannelGraph(model)
     alive = graph.without(removed_roots(graph, plan))
     _check_readers(graph, alive)
     smaller = _Rebuilder(graph, alive).model(model)
     after = {key: _survivor(weight, alive) for key, weight in graph.ids.weights.items()}
-    made = dict(leaves(smaller))
-    for path, layer in leaves(model):
+    made = dict(leaves(smaller, over_time=True))
+    for path, layer in leaves(model, over_time=True):
         # A layer that two nested models share is walked under one path.
         _transfer(layer, made[path], graph.ids.path(layer), graph.ids, after)
     return Surgery(smaller, graph.ids, after)
@@ -67,13 +68,23 @@ def _survivor(weight: Weight, alive: np.ndarray) -> Weight:
     """The weight of the smaller model. Survivors keep their order everywhere: only whole slices of a tensor go."""
     axes = {axis: ids[alive[ids]] for axis, ids in weight.axes.items()}
     shape = tuple(len(axes[axis]) if axis in axes else size for axis, size in enumerate(weight.shape))
-    return dataclasses.replace(weight, axes=axes, shape=shape)
+    factor = 1.0
+    if weight.rescaled is not None:
+        ids, power = weight.rescaled
+        factor = float(np.mean(alive[ids]) ** power)
+    return dataclasses.replace(weight, axes=axes, shape=shape, factor=factor)
 
 
 def _check_readers(graph: ChannelGraph, alive: np.ndarray) -> None:
     for reader, ids in graph.ids.needed:
         if not alive[ids].any():
             raise PlanError(f"The plan removes all {len(ids)} channels that {reader!r} selects. Leave at least one.")
+    for added in graph.ids.biases:
+        if added.misplaced(alive) and not added.misplaced():
+            raise PlanError(
+                f"The plan leaves {added.layer!r} as many channels as another axis of its outputs is long: Keras would "
+                "add its bias along that one. Leave one channel more or one less."
+            )
 
 
 class _Rebuilder:
@@ -101,14 +112,22 @@ class _Rebuilder:
     def _resized(self, old: Any) -> Any:
         config = old.get_config()
         path = self._ids.path(old)
+        if model_over_time(old) is not None:
+            return type(old)(self._layer(old.layer), **{key: config[key] for key in config if key != "layer"})
         for entry, size in self._sizes.get(path, {}).items():
-            if entry not in config:
+            try:
+                config = _with_entry(config, entry.split("."), size)
+            except KeyError as error:
                 raise ModelError(
                     f"{type(old).__name__} {path!r} has no {entry!r} in its get_config(): it cannot shrink."
-                )
-            config[entry] = size
+                ) from error
+        if self._has_inner_weights(path):
+            _forget_shapes(config)
         if isinstance(old, keras.layers.Reshape):
             config["target_shape"] = surviving_shape(self._ids.calls[path], self._alive, (None, *old.target_shape))[1:]
+        if isinstance(old, keras.layers.TimeDistributed) and isinstance(old.layer, keras.layers.Reshape):
+            shape = (None, None, *old.layer.target_shape)
+            config["layer"]["config"]["target_shape"] = surviving_shape(self._ids.calls[path], self._alive, shape)[2:]
         if isinstance(old, keras.layers.Lambda):
             return old  # without weights, and its function cannot be made anew from a configuration safely
         try:
@@ -117,6 +136,9 @@ class _Rebuilder:
             raise ModelError(
                 f"{type(old).__name__} {path!r} cannot be made anew from its get_config(): {error}"
             ) from error
+
+    def _has_inner_weights(self, path: str) -> bool:
+        return any(owner == path and "." in attribute for owner, attribute in self._ids.weights)
 
     def _call(self, node: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(node.operation, keras.Layer):
@@ -132,11 +154,38 @@ class _Rebuilder:
         )
 
 
+def _with_entry(config: Any, entry: list[str], size: int) -> Any:
+    """A configuration with one entry set, of a layer or a list inside it if need be; KeyError where there is none."""
+    first, *inner = entry
+    if isinstance(config, list | tuple):
+        if first not in map(str, range(len(config))):
+            raise KeyError(first)
+        place = int(first)
+        changed = _with_entry(config[place], inner, size) if inner else size
+        return [*config[:place], changed, *config[place + 1 :]]
+    if not isinstance(config, dict) or first not in config:
+        raise KeyError(first)
+    return {**config, first: _with_entry(config[first], inner, size) if inner else size}
+
+
+def _forget_shapes(config: Any) -> None:
+    """Takes the shapes out of a configuration for which layers inside the layer were built: they are the old ones."""
+    for value in config.values() if isinstance(config, dict) else config:
+        if isinstance(value, dict):
+            value.pop("build_config", None)
+        if isinstance(value, dict | list | tuple):
+            _forget_shapes(value)
+
+
 def _transfer(old: Any, new: Any, path: str, before: ChannelIds, after: dict[tuple[str, str], Weight]) -> None:
     followed = {}
     for (owner, attribute), weight in before.weights.items():
         if owner == path and weight.stored:
-            followed[id(attrgetter(attribute)(old))] = (weight, after[owner, attribute])
+            followed[id(attribute_at(old, attribute))] = (weight, after[owner, attribute])
+    for wrapper in (layer for layer in old._flatten_layers() if isinstance(layer, PruneLowMagnitude)):
+        for _, variable, mask in wrapper.pruned_weights():
+            if id(variable) in followed:
+                followed[id(mask)] = followed[id(variable)]
     for source, destination in zip(old.weights, new.weights, strict=True):
         values = np.asarray(source)
         if id(source) in followed:
@@ -150,4 +199,4 @@ def _selected(values: np.ndarray, old: Weight, new: Weight) -> np.ndarray:
     for axis, ids in new.axes.items():
         if len(ids) < old.shape[axis]:
             values = values.take(places(old.axes[axis], ids), axis)
-    return values
+    return values if new.factor == 1.0 else (values * new.factor).astype(values.dtype)

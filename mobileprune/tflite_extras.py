@@ -27,7 +27,7 @@ _FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 # What damaged archives make zipfile raise.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
-    *(NotImplementedError, RuntimeError, ValueError, IndexError, OverflowError),
+    *(RuntimeError, ValueError, IndexError, OverflowError),
 )
 
 

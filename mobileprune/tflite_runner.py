@@ -1,7 +1,5 @@
 """Runs a `.tflite` in a process of its own, so that whatever the file does, it does not do it here."""
 
-import dataclasses
-import math
 import os
 import signal
 import subprocess
@@ -11,11 +9,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NoReturn, Self
+from typing import IO, NoReturn, Self
 
 import numpy as np
 
 from mobileprune.errors import InterpreterError, SettingsError
+from mobileprune.runner_facts import RunnerFacts, facts_in
 from mobileprune.runtimes import find_interpreter, interpreter_missing
 from mobileprune.tflite_worker import FrameError, Header, read_frame, send_frame
 
@@ -24,44 +23,8 @@ CHUNK = 32
 STDERR_TAIL_BYTES = 2000
 # What a child may allocate: more than any phone has for an app, and less than a wrong size in a file can ask for.
 MEMORY_LIMIT = 4 << 30
-# An input of more values is no image, and would be made in this process.
-MOST_NOISE = 1 << 26
 # What the runtime says on every start; it explains no crash.
 NOISE = ("INFO: Created TensorFlow Lite XNNPACK delegate", "INFO: Initialized TensorFlow Lite runtime")
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorFacts:
-    """An input or output as the runtime sees it; `scale` and `zero_point` are None for float tensors."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    scale: float | None
-    zero_point: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class RunnerFacts:
-    """What the runtime says of a loaded file.
-
-    Attributes:
-        runtime: the runtime with its version, `"LiteRT 2.3.0"`, `"TensorFlow Lite 2.16.1"`, ….
-        accelerator: `"XNNPACK"` when that delegate took at least a part of the graph, else `"none"`.
-        inputs: the input tensors.
-        outputs: the output tensors.
-        init_ms: creating the interpreter and allocating its tensors.
-        first_ms: the first invocation, which also packs weights; None before there was one.
-        peak_memory_bytes: how far the process's resident memory rose, at most, above what it held before loading.
-    """
-
-    runtime: str
-    accelerator: str
-    inputs: tuple[TensorFacts, ...]
-    outputs: tuple[TensorFacts, ...]
-    init_ms: float
-    first_ms: float | None
-    peak_memory_bytes: int
 
 
 class TfliteRunner:
@@ -207,14 +170,16 @@ class TfliteRunner:
         """The file's only output for `images`.
 
         Args:
-            images: float32 (N, H, W, C), as the Keras model takes them. An integer input is quantized by the file's own
-                scale and zero point, and a fixed batch is filled image by image.
+            images: float32 (N, H, W, C), or whatever follows N, as the Keras model takes them. An integer input is
+                quantized by the file's own scale and zero point, and a fixed batch is filled image by image. Ids, of
+                words for example, are int32 or int64 and go in as they are.
 
         Returns:
             float32 (N, outputs), dequantized.
 
         Raises:
-            InterpreterError: as on the class; also several outputs, other shapes, NaN in `images`.
+            InterpreterError: as on the class; also several outputs, other shapes, NaN in `images`, ids for an input
+                that has none.
         """
         outputs = self.run_all(images)
         if len(outputs) != 1:
@@ -237,7 +202,7 @@ class TfliteRunner:
         """What the chosen tensors hold after one inference; the runner must have been made with `keep_tensors`.
 
         Args:
-            image: float32 (H, W, C) or (1, H, W, C).
+            image: as `run` takes them: one, or a batch of one.
             indices: of tensors in the file's main graph, see `mobileprune.tflite_graph`. Ask only for as many as there
                 is memory for: all of MobileNetV2's take 60 MB.
 
@@ -247,20 +212,20 @@ class TfliteRunner:
         Raises:
             InterpreterError: as on the class; also a tensor that is not there or has a scale for each channel.
         """
-        image = self._checked(image if image.ndim > 3 else image[None])
+        self._checked(image[None])
         _, arrays = self._request({"command": "tensors", "indices": [int(index) for index in indices]}, image)
         if len(arrays) != len(indices) or any(array.dtype != np.float32 for array in arrays):
             self._fail(f"answered rubbish: {len(indices)} tensors were expected")
         return arrays
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
-        """Nanoseconds of each of `runs` invocations on `image` (H, W, C) or (1, H, W, C), as int64 (runs,).
+        """Nanoseconds of each of `runs` invocations on `image`, one or a batch of one, as int64 (runs,).
 
         The input is set, and one invocation made, before the first one that counts.
         """
         if runs < 1:
             raise InterpreterError(f"{self.name}: {runs} runs cannot be timed; at least 1 is needed.")
-        image = self._checked(image if image.ndim > 3 else image[None])
+        self._checked(image[None])
         _, arrays = self._request({"command": "time", "runs": int(runs)}, image)
         if len(arrays) != 1 or arrays[0].shape != (runs,) or arrays[0].dtype != np.int64:
             self._fail(f"answered rubbish: {runs} durations were expected")
@@ -271,22 +236,15 @@ class TfliteRunner:
         """What the runtime says of the file now: memory and the first invocation are known after some work only."""
         header, _ = self._request({"command": "facts"})
         try:
-            return RunnerFacts(
-                runtime=str(header["runtime"]),
-                accelerator=header["accelerator"],
-                inputs=tuple(_tensor_facts(tensor) for tensor in header["inputs"]),
-                outputs=tuple(_tensor_facts(tensor) for tensor in header["outputs"]),
-                init_ms=float(header["init_ms"]),
-                first_ms=header["first_ms"],
-                peak_memory_bytes=int(header["peak_memory_bytes"]),
-            )
+            return facts_in(header)
         except (KeyError, TypeError, ValueError) as error:
             self._fail(f"answered rubbish: {error!r}")
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
-        if images.dtype != np.float32:
+        if images.dtype not in (np.float32, np.int32, np.int64):
             raise InterpreterError(
-                f"{self.name}: the images are {images.dtype}, not float32. Give what the Keras model takes."
+                f"{self.name}: the images are {images.dtype}, not float32, or int32 of ids. Give what the Keras model "
+                "takes."
             )
         if not len(images):
             raise InterpreterError(f"{self.name}: there are no images to run.")
@@ -356,30 +314,6 @@ class TfliteRunner:
         return f" It said: {' | '.join(kept[-5:])}" if kept else ""
 
 
-def noise_images(shape: Sequence[int], name: str, count: int = 1, seed: int = 0) -> np.ndarray:
-    """Images of noise for an input: what to time a file with. All zeros, or denormals, might take another time.
-
-    Args:
-        shape: the input's, the batch first; the file says it, and may say anything.
-        name: what errors call the file.
-        count: how many images.
-        seed: of the noise.
-
-    Returns:
-        float32 (count, *shape[1:]).
-
-    Raises:
-        InterpreterError: the input has no values, or far more than an image has.
-    """
-    sizes = tuple(shape[1:])
-    if min(sizes, default=1) < 1 or math.prod(sizes) * count > MOST_NOISE:
-        raise InterpreterError(
-            f"{name} takes input of shape {tuple(shape)}; every size but the batch must be 1 or more, and {count} "
-            f"images of at most {MOST_NOISE:,} values in all."
-        )
-    return np.random.default_rng(seed).normal(size=(count, *sizes)).astype(np.float32)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
@@ -399,13 +333,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _tensor_facts(tensor: Any) -> TensorFacts:
-    return TensorFacts(
-        name=str(tensor["name"]),
-        dtype=str(tensor["dtype"]),
-        shape=tuple(int(size) for size in tensor["shape"]),
-        scale=tensor["scale"],
-        zero_point=tensor["zero_point"],
-    )

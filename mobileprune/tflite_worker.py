@@ -24,7 +24,7 @@ import numpy as np
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_ARRAY_BYTES = 1 << 31
-DTYPES = ("float32", "int64")
+DTYPES = ("float32", "int32", "int64")
 # What each module of an interpreter is called in records, before its version.
 LIBRARIES = {"ai_edge_litert": "LiteRT", "tflite_runtime": "TensorFlow Lite"}
 
@@ -148,7 +148,7 @@ class Session:
             chunk = images[start : start + batch]
             if len(chunk) < batch:  # a file of a fixed batch takes no less: repeat the last image, drop its answers
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
-            self.interpreter.set_tensor(detail["index"], _quantized(chunk, detail))
+            self.interpreter.set_tensor(detail["index"], _fed(chunk, detail))
             self._invoke()
             for answers, output in zip(collected, self.outputs, strict=True):
                 answer = _dequantized(self.interpreter.get_tensor(output["index"]), output)
@@ -161,21 +161,17 @@ class Session:
         return [np.concatenate(answers)[: len(images)] for answers in collected]
 
     def tensors(self, image: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
-        """The chosen tensors after one inference on `image` (1, H, W, C), as float32."""
+        """The chosen tensors after one inference on `image`, one or a batch of one, as float32."""
         unknown = [index for index in indices if index not in self.details]
         if unknown:
             raise ValueError(f"tensor {unknown[0]} cannot be read; the file has {len(self.details)}, if they are kept")
-        detail = self._only_input()
-        batch = self._batch(image)
-        self.interpreter.set_tensor(detail["index"], _quantized(np.repeat(image[:1], batch, axis=0), detail))
+        self._set_all(image)
         self._invoke()
         return [_dequantized(self.interpreter.get_tensor(index), self.details[index]) for index in indices]
 
     def time(self, image: np.ndarray, runs: int) -> np.ndarray:
         """Nanoseconds of each of `runs` invocations on one input, which is set once."""
-        detail = self._only_input()
-        batch = self._batch(image)
-        self.interpreter.set_tensor(detail["index"], _quantized(np.repeat(image[:1], batch, axis=0), detail))
+        self._set_all(image)
         self._invoke()
         durations = np.empty(runs, np.int64)
         invoke, clock = self.interpreter.invoke, time.perf_counter_ns
@@ -209,6 +205,12 @@ class Session:
             raise ValueError(f"the file has {len(self.inputs)} inputs; only files with one can be fed images")
         return self.inputs[0]
 
+    def _set_all(self, image: np.ndarray) -> None:
+        """Sets the whole batch to one image."""
+        detail = self._only_input()
+        image = image[None] if image.ndim < len(detail["shape"]) else image
+        self.interpreter.set_tensor(detail["index"], _fed(np.repeat(image[:1], self._batch(image), axis=0), detail))
+
     def _batch(self, images: np.ndarray) -> int:
         wanted = tuple(int(size) for size in self.inputs[0]["shape"])
         if images.ndim != len(wanted) or images.shape[1:] != wanted[1:] or not len(images):
@@ -226,8 +228,18 @@ def _scale_of(detail: Any) -> tuple[float, int]:
     return float(scales[0]), int(detail["quantization_parameters"]["zero_points"][0])
 
 
-def _quantized(images: np.ndarray, detail: Any) -> np.ndarray:
+def _fed(images: np.ndarray, detail: Any) -> np.ndarray:
+    """The images as the input holds them. Whole numbers are ids, of words for example, which no scale changes."""
     dtype = np.dtype(detail["dtype"])
+    if images.dtype.kind == "i":
+        if dtype.kind != "i" or len(detail["quantization_parameters"]["scales"]):
+            raise ValueError(
+                f"input {detail['name']!r} takes {dtype.name} values, and ids ({images.dtype.name}) are given"
+            )
+        limits = np.iinfo(dtype)
+        if images.min() < limits.min or images.max() > limits.max:
+            raise ValueError(f"input {detail['name']!r} is {dtype.name}, which does not hold every id given")
+        return images.astype(dtype, copy=False)
     if dtype.kind == "f":
         return images.astype(dtype, copy=False)
     scale, zero_point = _scale_of(detail)
@@ -254,7 +266,7 @@ def _facts_of(detail: Any) -> Header:
     }
 
 
-def _set_limits(memory: int | None) -> None:
+def set_limits(memory: int | None) -> None:
     """Lets no file take the machine's memory, or leave its own on the disk when it crashes.
 
     A tensor's size is one field of a file, and wrong ones ask for anything up to what an address can name.
@@ -308,7 +320,7 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         try:
             if command == "load":
                 session = None  # a file that fails to load does not leave the one before it in its place
-                _set_limits(header.get("memory_limit"))
+                set_limits(header.get("memory_limit"))
                 library, delegate = header.get("library", "ai_edge_litert"), header.get("delegate", True)
                 keep_tensors = bool(header.get("keep_tensors"))
                 session = Session(header["path"], header["threads"], library, delegate, keep_tensors)

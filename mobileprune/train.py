@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobileprune.data import Dataset
+from mobileprune.distillation import Distillation, taught
 from mobileprune.errors import DatasetError, ModelError, OutputError
 from mobileprune.files import read_json, write_json
 from mobileprune.models import gives_probabilities
@@ -55,6 +56,7 @@ def train(
     *,
     checkpoint: Path | None = None,
     callbacks: Sequence[Any] = (),
+    distillation: Distillation | None = None,
     on_batch: OnBatch | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Any:
@@ -67,6 +69,7 @@ def train(
         checkpoint: a folder. After each epoch the model, its optimizer and masks are kept there, and a call with
             the same folder goes on after the last finished epoch.
         callbacks: further Keras callbacks (`UpdatePruningStep`, TensorBoard).
+        distillation: a teacher that adds to the loss; validation and checkpoints stay as they are without.
         on_batch: told the number of each finished batch, counted over all epochs.
         on_epoch: told each finished epoch (from 1) and its figures.
 
@@ -74,7 +77,7 @@ def train(
         The trained model: `model` itself, or the one read from the checkpoint.
 
     Raises:
-        ModelError: the loss became NaN.
+        ModelError: the loss became NaN, or the teacher does not fit the model.
         OutputError: the checkpoint cannot be written or read.
     """
     if settings.epochs == 0:
@@ -97,15 +100,16 @@ def train(
     )
     watch = _Watch(checkpoint, on_batch, on_epoch, done * -(-len(dataset.train) // settings.batch_size))
     try:
-        model.fit(
-            images,
-            validation_data=dataset.validation.batches(256),
-            initial_epoch=done,
-            epochs=settings.epochs,
-            callbacks=[*callbacks, keras.callbacks.TerminateOnNaN(), watch],
-            shuffle=False,  # the batches come shuffled
-            verbose=0,
-        )
+        with taught(model, distillation):
+            model.fit(
+                images,
+                validation_data=dataset.validation.batches(256),
+                initial_epoch=done,
+                epochs=settings.epochs,
+                callbacks=[*callbacks, keras.callbacks.TerminateOnNaN(), watch],
+                shuffle=False,  # the batches come shuffled
+                verbose=0,
+            )
     except tf.errors.OpError as error:
         # What Python code inside the input pipeline raises arrives as TensorFlow's error, with the text inside.
         found = re.search(r"DatasetError: ([^\n]*)", str(error))

@@ -106,7 +106,8 @@ def verify(
         reference: the Keras model, any callable from images to outputs, or the outputs (N, outputs) themselves: compute
             them once with `reference_outputs` for many variants of one model.
         variant: the file and its recipe.
-        images: float32 (N, H, W, C), N at least 2; 100 or more make the agreement worth reading.
+        images: float32 (N, H, W, C), or int32 (N, words) where the network takes ids. N is at least 2; 100 or more make
+            the agreement worth reading.
         threads: for the interpreter.
         timeout_s: for each request to it.
         tolerance: in place of the recipe's own.
@@ -138,7 +139,14 @@ def verify(
         facts = runner.facts
     promised = variant.recipe if variant.recipe in PORT_DTYPES else None  # `tolerance` may be given for any other
     failures = check_ports(
-        facts.inputs, facts.outputs, recipe=promised, contract=contract, expected=expected, names=names, name=name
+        facts.inputs,
+        facts.outputs,
+        recipe=promised,
+        contract=contract,
+        expected=expected,
+        names=names,
+        name=name,
+        ids=images.dtype.kind == "i",
     )
     report = compare(expected, actual, tolerance, name=name, runtime=facts.runtime)
     failures += report.failures

@@ -20,12 +20,13 @@ from mobileprune.errors import (
     known_names,
 )
 from mobileprune.files import write_bytes, write_json
+from mobileprune.json_record import Json
 from mobileprune.layer_errors import FALL_DB, LayerErrors, layer_errors
 from mobileprune.mixed_precision import RANKING_IMAGES, remedies
 from mobileprune.mixed_recipe import Recipe
 from mobileprune.preprocess import load
 from mobileprune.recipes import recipe_named
-from mobileprune.records import Json, Verification
+from mobileprune.records import Verification
 from mobileprune.report.layer_plot import layer_plot
 from mobileprune.verify import TOLERANCES
 from mobileprune.verify_files import find_images, verify_files

@@ -9,7 +9,9 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _as_if_it_were_the_first():
+    """Names of layers are counted from the start, and numbers are drawn from one seed, whatever ran before."""
     import keras
 
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)

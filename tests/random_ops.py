@@ -288,6 +288,56 @@ def cross_attention(x, pick):
 
 
 @step
+def grouped_attention(x, pick):
+    _, height, width, channels = x.shape
+    tokens = layers.Reshape((-1, channels))(x)
+    y = layers.GroupQueryAttention(pick.of(3, 4), 4, pick.of(1, 2, 4), use_gate=pick.of(True, False))(tokens, tokens)
+    return layers.Reshape((height, width, channels))(y)
+
+
+@step
+def gated_attention(x, pick):
+    """Over rows, over columns or over both, without flattening."""
+    attention = layers.MultiHeadAttention(2, pick.of(3, 4), 3, use_gate=True, attention_axes=pick.of(None, 1, 2))
+    return attention(x, x, use_causal_mask=False)
+
+
+@step
+def einsum_dense(x, pick):
+    made = pick.width()
+    if pick.of(True, False):
+        return layers.EinsumDense("bhwc,cm->bhwm", (*x.shape[1:3], made), bias_axes="m", activation="relu")(x)
+    y = layers.EinsumDense("...c,cnm->...nm", (2, made), bias_axes=pick.of("nm", "m"))(x)
+    return ops.reshape(layers.EinsumDense("...nm,nmc->...c", x.shape[-1])(y), (-1, *x.shape[1:]))
+
+
+@step
+def einsum_attention(x, pick):
+    """Queries and keys multiplied by hand, heads made by a dense layer and a reshape or at once."""
+    _, height, width, channels = x.shape
+    places = height * width
+    tokens = ops.reshape(x, (-1, places, channels))
+    if pick.of(True, False):
+        query, key, value = (ops.reshape(layers.Dense(8)(tokens), (-1, places, 2, 4)) for _ in range(3))
+    else:
+        query, key, value = (layers.EinsumDense("btc,cnh->btnh", (places, 2, 4))(tokens) for _ in range(3))
+    if pick.of(True, False):
+        y = ops.dot_product_attention(query, key, value, scale=pick.of(None, 0.4))
+    else:
+        scores = ops.softmax(ops.einsum("btnh,bsnh->bnts", query, key) * 0.4)
+        y = ops.einsum("bnts,bsnh->btnh", scores, value)
+    return ops.reshape(layers.Dense(channels)(ops.reshape(y, (-1, places, 8))), (-1, height, width, channels))
+
+
+@step
+def matmul(x, pick):
+    """Rows of pixels compared with rows of pixels, by products over channels; then mixed by them."""
+    rows, others = layers.Conv2D(6, 1)(x), layers.Conv2D(6, 1)(pick.partner(x))
+    scores = ops.softmax(ops.matmul(rows, ops.transpose(others, (0, 1, 3, 2))))
+    return ops.matmul(scores, x)
+
+
+@step
 def conv1d(x, pick):
     _, height, width, channels = x.shape
     made = pick.width()

@@ -158,3 +158,14 @@ def test_the_floor_is_told_with_its_share():
     check_floor("params", 10, 100, 10)
     with pytest.raises(PlanError, match=r"params cannot go below 1,000 \(25% of the model\); 999 were asked"):
         check_floor("params", 1000, 4000, 999)
+
+
+def test_units_of_equal_losses_go_in_part_and_from_all_groups():
+    """Most of the network has been emptied; half of it is asked for, not what is left of it then."""
+    empty = {name: np.append(np.zeros(12), np.linspace(1, 2, 4)) for name in NAMES}
+    for target in ("macs", "params"):
+        graph, made = allocation(empty, target=target)
+        kept = made.within(0.5 * whole(graph, target))
+        cost = getattr(graph.cost(made.alive(kept)), target)
+        assert 0.45 * whole(graph, target) < cost <= 0.5 * whole(graph, target)
+        assert max(kept.values()) - min(kept.values()) <= 2

@@ -65,6 +65,7 @@ def with_nan() -> np.ndarray:
         (images(0), "no images"),
         ([], "no images"),
         ((images(4) * 50).astype(np.uint8), "are uint8, not float32"),
+        ((images(4) * 50).astype(np.int32), "takes ids.* quantize it with 'dynamic_int8'"),
         (images(4)[..., :1], r"shape \(4, 16, 16, 1\), but the model takes \(N, 16, 16, 3\)"),
         (images(4)[0], r"shape \(16, 16, 3\)"),
         (17, "type int"),

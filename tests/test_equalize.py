@@ -14,7 +14,7 @@ NETWORKS = {**ARCHITECTURES, **ZOO, **OPS}
 # Nothing in these passes factors: normalisations over channels, swish and softmax stand in every way.
 UNTOUCHED = {
     *("vit_constant_positions", "vit_learned_positions", "mlp_mixer", "layer_normalisations"),
-    *("convnext_custom_scale", "convnext_keras_scale"),
+    *("convnext_custom_scale", "convnext_keras_scale", "gpt_tied", "gpt_grouped", "einsum_attention"),
 }
 
 

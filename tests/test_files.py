@@ -70,7 +70,7 @@ except OutputError as error:
     assert names(tmp_path) == ["file.bin"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe{}", b"[" * 100_000])
 def test_a_damaged_json_file_is_named_with_the_way_out(tmp_path, content):
     path = tmp_path / "state.json"
     path.write_bytes(content)

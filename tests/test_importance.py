@@ -5,8 +5,16 @@ from architectures import randomise
 
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.errors import PlanError
-from mobileprune.importance import IMPORTANCES, Scoring, importance_name, rankings, score
+from mobileprune.importance import (
+    IMPORTANCES,
+    WITH_CALIBRATION,
+    check_importance,
+    importance_name,
+    rankings,
+    score,
+)
 from mobileprune.ranking import Ranking
+from mobileprune.scoring import Scoring
 
 layers = keras.layers
 
@@ -116,7 +124,8 @@ def test_random_depends_on_the_seed_and_the_group_only():
 def test_every_importance_gives_one_score_a_unit(importance):
     found = scores(randomise(classifier()), "first", importance, calibration=IMAGES)
     assert found.shape == (6,)
-    assert len(set(found.tolist())) == 6
+    if importance != "apoz":  # without a ReLU no activation is zero
+        assert len(set(found.tolist())) == 6
 
 
 def test_fpgm_by_hand():
@@ -227,6 +236,123 @@ def test_gradients_are_computed_once_for_all_groups():
     assert len(calls) == 1
 
 
+def test_hessian_by_hand_on_softmax_regression():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2, name="hidden"), layers.Dense(2, name="out")])
+    randomise(model)
+    images, labels = IMAGES[:, 0, 0], np.arange(12) % 2
+    hidden, out = (np.asarray(model.get_layer(name).kernel, np.float64) for name in ("hidden", "out"))
+    bias = np.asarray(model.get_layer("hidden").bias, np.float64)
+    read = images @ hidden + bias
+    logits = read @ out + np.asarray(model.get_layer("out").bias)
+    error = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(2)[labels]
+    back = error @ out.T  # the gradient of each image's loss with respect to the hidden units
+    wanted = (
+        (np.square(np.einsum("ni,nu->niu", images, back)).mean(0) * hidden**2).sum(0)
+        + np.square(back).mean(0) * bias**2
+        + (np.square(np.einsum("nu,no->nuo", read, error)).mean(0) * out**2).sum(1)
+    ) / 2
+    np.testing.assert_allclose(scores(model, "hidden", "hessian", calibration=(images, labels)), wanted, rtol=1e-4)
+    batches = [(images[:5], labels[:5]), (images[5:], labels[5:])]
+    np.testing.assert_allclose(scores(model, "hidden", "hessian", calibration=batches), wanted, rtol=1e-4)
+
+
+def test_hessian_sees_what_cancels_in_the_mean_gradient():
+    # Two images with opposite gradients: the mean is zero and so is every Taylor score.
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(2, use_bias=False, name="hidden"), layers.Dense(1)])
+    model.layers[0].kernel.assign([[1.0, 0.0]])
+    model.layers[1].kernel.assign([[1.0], [0.0]])
+    data = np.array([[1.0], [1.0]], "float32"), np.array([0, 1])
+    mean = float(1 / (1 + np.exp(-1.0)))
+    halves = (data[0], np.array([[mean], [mean]], "float32"))
+    assert scores(model, "hidden", "taylor", calibration=halves).max() < 1e-8
+    found = scores(model, "hidden", "hessian", calibration=data)
+    # w = 1 in both layers, and the gradient of each image is sigmoid(1) - label.
+    np.testing.assert_allclose(found, [((mean - 0) ** 2 + (mean - 1) ** 2) / 2, 0], rtol=1e-4, atol=1e-12)
+
+
+def test_lamp_by_hand_and_over_groups():
+    # l2 squared: 2/8 + 25/13 and 14/8 + 1/13.
+    small, large = sorted([2 / 8 + 25 / 13, 14 / 8 + 1 / 13])
+    found = scores(two_dense(), "hidden", "lamp")
+    np.testing.assert_allclose(found, [1, small / (small + large)])
+    model = two_dense()
+    graph = ChannelGraph(model)
+    group = group_named(graph, "hidden")
+    for normalise in ("sum", "max", "none"):
+        ranking = rankings(Scoring(model, graph), [group], "lamp", normalise)["hidden"]
+        np.testing.assert_allclose(ranking.losses, sorted(found))
+    assert not np.allclose(rankings(Scoring(model, graph), [group], "l2", "sum")["hidden"].losses, sorted(found))
+
+
+def test_lamp_gives_equal_units_in_turn_what_is_left():
+    model = keras.Sequential([keras.Input((1,)), layers.Dense(4, name="hidden"), layers.Dense(1)])
+    for layer in model.layers:
+        layer.kernel.assign(np.ones_like(layer.kernel))
+    np.testing.assert_allclose(scores(model, "hidden", "lamp"), [1 / 4, 1 / 3, 1 / 2, 1])
+    for layer in model.layers:
+        layer.kernel.assign(np.zeros_like(layer.kernel))
+    assert scores(model, "hidden", "lamp").tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("importance", ["apoz", "activation_mean", "reconstruction", "taylor", "hessian"])
+def test_a_dead_channel_goes_first(importance):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 3)),
+            layers.Conv2D(6, 3, name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.ReLU(),
+            layers.Conv2D(2, 1, name="last"),
+            layers.GlobalAveragePooling2D(),
+        ]
+    )
+    randomise(model)
+    beta = np.array(model.get_layer("norm").beta)
+    beta[4] = -100
+    model.get_layer("norm").beta.assign(beta)
+    kernel = np.array(model.get_layer("last").kernel)
+    kernel[:, :, 4] = 100  # by its weights it would be the last to go
+    model.get_layer("last").kernel.assign(kernel)
+    graph = ChannelGraph(model)
+    group = group_named(graph, "first")
+    order = {
+        name: rankings(Scoring(model, graph, (IMAGES, np.arange(12) % 2)), [group], name)["first"].order.tolist()
+        for name in (importance, "l2")
+    }
+    assert order[importance][0] == 4
+    assert order["l2"][-1] == 4
+
+
+def test_apoz_is_the_share_that_is_not_zero_and_reconstruction_is_absolute():
+    model = randomise(classifier())
+    graph = ChannelGraph(model)
+    scoring = Scoring(model, graph, (IMAGES, None))
+    np.testing.assert_array_equal(score(scoring, graph.groups[1], "apoz"), 1 - scoring.activity["first"].zeros)
+    made = rankings(scoring, graph.groups[1:2], "reconstruction", "max")["first"]
+    assert made.absolute
+    np.testing.assert_array_equal(made.losses, np.sort(scoring.reconstruction["first"]))
+
+
+def test_what_nothing_reads_has_no_activations_and_says_so():
+    with pytest.raises(PlanError, match=r"Nothing reads the channels of 'out'.*keep=\['out'\]"):
+        scores(two_dense(), "out", "apoz", calibration=np.ones((2, 3), "float32"))
+
+
+@pytest.mark.parametrize("importance", WITH_CALIBRATION)
+def test_what_looks_at_images_says_that_it_needs_them(importance):
+    with pytest.raises(PlanError, match=rf"{importance!r} needs calibration="):
+        check_importance(importance, None)
+
+
+def test_attention_can_be_ranked_by_everything():
+    inputs = keras.Input((5, 8))
+    x = layers.MultiHeadAttention(4, 2, name="attention")(inputs, inputs)
+    model = randomise(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling1D()(x))))
+    images = np.random.default_rng(0).normal(size=(6, 5, 8)).astype("float32")
+    for importance in set(IMPORTANCES) - {"batch_norm_scale"}:
+        assert scores(model, "attention:heads", importance, calibration=images).shape == (4,)
+
+
 def first_column(graph, group, values):
     """The producer's first row."""
     return values(group.layers[0], "kernel")[0]
@@ -292,7 +418,7 @@ def test_units_joined_by_a_residual_are_scored_by_all_their_layers():
 
 
 def test_an_unknown_importance_lists_the_known_ones():
-    with pytest.raises(PlanError, match=r"'beauty'.*l1, l2, batch_norm_scale, fpgm, taylor, random"):
+    with pytest.raises(PlanError, match=r"'beauty'.*l1, l2, batch_norm_scale, fpgm, taylor, hessian, .*, random, obs"):
         scores(two_dense(), "hidden", "beauty")
 
 

@@ -13,6 +13,7 @@ SHADOWED = (
     "convert",
     "evaluate",
     "recommend",
+    "ship",
     "train",
     "verify",
     "channel_groups",

@@ -4,7 +4,7 @@ import pytest
 from architectures import ARCHITECTURES
 
 from mobileprune.errors import ModelError
-from mobileprune.inspect import LayerFacts, layer_facts, model_facts
+from mobileprune.inspect import LayerFacts, layer_facts, model_facts, record_of_layers
 from mobileprune.schedules import ConstantSparsity
 from mobileprune.sparsify import prune_low_magnitude
 
@@ -145,3 +145,15 @@ def test_nothing_of_the_model_is_changed():
     assert model.get_config() == config
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_the_record_has_the_layers_with_kernels_and_of_deep_networks_the_largest():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="small")(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.Conv2D(32, 3, name="large")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(5, name="head")(x))
+    assert [layer.name for layer in record_of_layers(model)] == ["small", "large", "head"]
+    assert [layer.name for layer in record_of_layers(model, most=2)] == ["large", "head"]
+    assert set(record_of_layers(model)) <= set(layer_facts(model))

@@ -21,15 +21,15 @@ CLASSES = {
     "CONV_2D": ("Conv",),
     "DEPTHWISE_CONV_2D": ("DepthwiseConv", "SeparableConv"),
     "TRANSPOSE_CONV": ("Transpose",),
-    "FULLY_CONNECTED": ("Dense",),
-    "BATCH_MATMUL": ("MultiHeadAttention",),
+    "FULLY_CONNECTED": ("Dense", "ReversibleEmbedding"),
+    "BATCH_MATMUL": ("Attention", "Einsum", "Matmul"),
     "MAX_POOL_2D": ("MaxPooling",),
     "AVERAGE_POOL_2D": ("AveragePooling",),
     "REDUCE_MAX": ("GlobalMaxPooling",),
     "MEAN": ("GlobalAveragePooling", "Normalization", "Mean"),
     "CONCATENATION": ("Concatenate", "MixNeighbours"),
     "SPLIT": ("Split",),
-    "SOFTMAX": ("Dense", "Softmax", "MultiHeadAttention"),
+    "SOFTMAX": ("Dense", "Softmax", "Attention"),
 }
 # Activations are part of any layer that has one; additions and multiplications of normalisations, too.
 HAS_NO = ("Reshape", "Flatten", "Padding", "Pooling", "Dropout", "Permute", "Transpose", "Input")

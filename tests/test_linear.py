@@ -43,6 +43,13 @@ CONVOLUTIONS = {
     "separable strides": (layers.SeparableConv2D(6, 3, strides=2, use_bias=False), (7, 7, 4)),
     "separable dilation": (layers.SeparableConv2D(6, 3, dilation_rate=2), (7, 7, 4)),
     "separable 1d": (layers.SeparableConv1D(6, 3, strides=2, depth_multiplier=2), (9, 4)),
+    "3d": (layers.Conv3D(6, (2, 3, 1)), (4, 5, 6, 4)),
+    "3d groups strides": (layers.Conv3D(6, 3, strides=2, groups=2, padding="same"), (5, 6, 7, 4)),
+    "3d of size one": (layers.Conv3D(6, 1, strides=(1, 2, 3)), (4, 5, 6, 4)),
+    "channels first": (layers.Conv2D(6, 3, data_format="channels_first"), (4, 5, 6)),
+    "separable channels first": (layers.SeparableConv2D(6, 3, data_format="channels_first"), (4, 5, 6)),
+    "over time": (layers.TimeDistributed(layers.Conv2D(6, 3, padding="same")), (3, 5, 6, 4)),
+    "dense over time": (layers.TimeDistributed(layers.Dense(6)), (3, 4)),
     "dense": (layers.Dense(5), (4,)),
     "dense of rank 3": (layers.Dense(5), (3, 4)),
     "dense of rank 4": (layers.Dense(5, use_bias=False), (2, 3, 4)),
@@ -67,7 +74,10 @@ def test_a_map_gives_what_its_layer_gives(name):
     layer, shape = CONVOLUTIONS[name]
     layer, node, inputs = built(type(layer).from_config(layer.get_config()), shape)
     (map,) = linear_maps(layer, node)
-    assert close(map.apply(inputs), layer(*inputs))
+    wanted = layer(*inputs)
+    if getattr(layer, "data_format", "") == "channels_first":
+        wanted = ops.moveaxis(wanted, 1, -1)
+    assert close(map.apply(inputs), wanted)
     assert map.matrix().shape == (map.groups, map.rows(inputs).shape[-1], map.offset().shape[-1])
 
 
@@ -185,6 +195,11 @@ def test_columns_of_attention_by_hand():
     assert output.by_column(np.array([5, 8])).tolist() == [5, 5, 8, 8]
     assert [map.outputs_of(np.array([1])).tolist() for map in readers] == [[3, 4, 5], [3, 4, 5], [2, 3]]
     assert output.outputs_of(np.array([3, 0])).tolist() == [3, 0]
+    # The width of the heads: queries make it, the output reads it.
+    assert [map.making_axes for map in readers] == [(1, 2)] * 3
+    assert [map.outputs_of(np.array([1]), np.array([0, 1])).tolist() for map in readers] == [[3, 4], [3, 4], [2, 3]]
+    assert (output.reading_axes, output.making_axes) == ((0, 1), (2,))
+    assert output.by_column(np.array([5, 8]), 1).tolist() == [5, 8, 5, 8]
 
 
 @pytest.mark.parametrize(
@@ -219,8 +234,9 @@ def test_outputs_of_by_hand(layer, shape, expected):
         (layers.Conv1D(6, 3, padding="causal"), (9, 4)),
         (layers.DepthwiseConv2D(3), (5, 5, 4)),
         (layers.Conv2D(4, 3, groups=4), (5, 5, 4)),
-        (layers.Conv2D(6, 1, data_format="channels_first"), (4, 5, 5)),
-        (layers.Conv3D(6, 1), (5, 5, 5, 4)),
+        (layers.Conv3D(6, 2, dilation_rate=2), (5, 5, 5, 4)),
+        (layers.ConvLSTM1D(6, 3), (5, 7, 4)),
+        (layers.RNN(layers.LSTMCell(6)), (5, 4)),
         (layers.BatchNormalization(), (4,)),
         (layers.EinsumDense("ab,bc->ac", 5), (4,)),
     ],
@@ -229,6 +245,64 @@ def test_layers_that_cannot_be_fitted_have_no_maps(layer, shape):
     inputs = keras.Input(shape)
     layer(inputs)
     assert linear_maps(layer, layer._inbound_nodes[-1]) == []
+
+
+def _simple(sums, units):
+    return ops.tanh(sums)
+
+
+def _lstm(sums, units):
+    """The states that follow from the sums before the gates, step by step."""
+    carry, found = ops.zeros_like(sums[:, 0, :units]), []
+    for step in range(sums.shape[1]):
+        enters, forgets, candidate, leaves = ops.split(sums[:, step], 4, axis=-1)
+        carry = ops.sigmoid(forgets) * carry + ops.sigmoid(enters) * ops.tanh(candidate)
+        found.append(ops.sigmoid(leaves) * ops.tanh(carry))
+    return ops.stack(found, axis=1)
+
+
+@pytest.mark.parametrize(("kind", "states"), [(layers.SimpleRNN, _simple), (layers.LSTM, _lstm)])
+@pytest.mark.parametrize("way", ["forwards", "both ways"])
+def test_the_maps_of_recurrent_layers_are_what_their_gates_read(kind, states, way):
+    layer, units = kind(5, return_sequences=True), 5
+    if way == "both ways":
+        layer = layers.Bidirectional(layer, merge_mode="concat")
+    layer, node, inputs = built(layer, (6, 4))
+    maps = linear_maps(layer, node)
+    wanted = ops.split(layer(*inputs), len(maps) // 2, axis=-1)
+    assert len(wanted) == {"forwards": 1, "both ways": 2}[way]
+    for reads, before, output in zip(maps[::2], maps[1::2], wanted, strict=True):
+        given = [inputs[0]] if output is wanted[0] else [ops.flip(inputs[0], axis=1)]
+        # The sequence is read in the order in which it is given, the states in the order in which they are made.
+        sums = ops.reshape(reads.apply(given) + before.apply(inputs), (3, 6, -1))
+        found = states(sums, units)
+        assert close(found, output if output is wanted[0] else ops.flip(output, axis=1))
+        assert not close(states(ops.reshape(reads.apply(given), (3, 6, -1)), units), found)
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        (layers.GRU(5), 2),
+        (layers.GRU(5, reset_after=False), 1),  # what it reads of the states is scaled by a gate before
+        (layers.Bidirectional(layers.GRU(5)), 4),
+    ],
+)
+def test_gated_units_that_reset_first_have_one_map(layer, count):
+    layer, node, inputs = built(layer, (6, 4))
+    maps = linear_maps(layer, node)
+    assert len(maps) == count
+    assert all(
+        map.rows(inputs).shape == (18, 1, 4 if place % 2 == 0 or count == 1 else 5) for place, map in enumerate(maps)
+    )
+
+
+def test_states_that_are_given_are_not_guessed():
+    tensors = [keras.Input((6, 4)), keras.Input((5,))]
+    layer = layers.SimpleRNN(5)
+    layer(tensors[0], initial_state=tensors[1])
+    (map,) = linear_maps(layer, layer._inbound_nodes[-1])
+    assert map.kernel == "cell.kernel"
 
 
 def test_dense_layers_with_other_weights_than_their_kernel_have_no_maps():

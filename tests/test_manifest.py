@@ -14,7 +14,8 @@ from mobileprune.data import load_dataset
 from mobileprune.errors import OutputError
 from mobileprune.manifest import dataset_facts, gzip_bytes, host, own_version, read_manifest, versions, write_manifest
 from mobileprune.recipes import RECIPES
-from mobileprune.records import ClassChanges, Manifest, Verification
+from mobileprune.records import ClassChanges, Verification
+from mobileprune.run_records import Manifest
 
 SCHEMA = json.loads(resources.files(mobileprune).joinpath("manifest.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -153,6 +154,12 @@ def test_every_field_of_a_manifest_is_required_by_the_schema(real):
         (("variants", 0, "latency", 0, "ratio"), 0),
         (("rejected",), [{"file": "a.tflite"}]),
         (("recommended",), {}),
+        (("stages", 0, "layers", 0, "macs"), 0),
+        (("stages", 0, "layers", 0, "surprise"), 1),
+        (("stages", 0, "curve", 0, "epoch"), 0),
+        (("stages", 0, "curve", 0, "accuracy"), 1.5),
+        (("variants", 0, "latency", 0, "histogram"), [1.0] * 21),
+        (("variants", 0, "latency", 0, "histogram"), [0.0]),
         (("recommended", "prettiest"), "a.tflite"),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
@@ -173,6 +180,21 @@ def test_a_manifest_survives_json(real, tmp_path):
         assert path == tmp_path / "manifest.json"
         assert read_manifest(tmp_path) == original
     assert plain(Manifest.from_json(real)) == real
+
+
+def test_manifests_from_before_layers_epochs_and_quantiles_still_load(real):
+    assert real["stages"][0]["layers"]
+    assert [epoch["epoch"] for epoch in real["stages"][0]["curve"]] == [1, 2]
+    assert len(real["variants"][0]["latency"][0]["histogram"]) == 20
+    old = copy.deepcopy(real)
+    for stage in old["stages"]:
+        del stage["layers"], stage["curve"]
+    for entry in old["variants"]:
+        for time in entry["latency"]:
+            del time["histogram"]
+    manifest = Manifest.from_json(old)
+    assert {(stage.layers, stage.curve) for stage in manifest.stages} == {((), ())}
+    assert {time.histogram for entry in manifest.variants for time in entry.latency} == {()}
 
 
 def test_a_variant_is_found_by_model_and_recipe():
@@ -204,6 +226,7 @@ def test_the_host_has_a_name_and_cores():
     facts = host()
     assert facts["device"].startswith("host (")
     assert facts["cores"] >= 1
+    assert isinstance(facts["simd"], list)
 
 
 def test_the_datasets_facts_count_each_split():

@@ -4,7 +4,8 @@ from tiny_models import variants
 
 from mobileprune.errors import ModelError
 from mobileprune.min_runtime import RUNTIMES, minimum_runtime, unknown_ops, with_minimum_runtime, with_versions
-from mobileprune.op_versions import _RULES, calls
+from mobileprune.op_calls import calls
+from mobileprune.op_versions import _RULES
 from mobileprune.tflite_graph import OP_NAMES
 from mobileprune.tflite_rewrite import builtin_code, operator_code, packed, unpacked
 

@@ -204,3 +204,17 @@ def test_values_far_from_zero_keep_how_they_differ():
     inputs = [[ops.convert_to_tensor(rows.astype("float32"))]]
     covariance, _ = measure(map, inputs, map, inputs).centred()
     np.testing.assert_allclose(covariance[0], np.cov(rows.T, bias=True), atol=1e-3)
+
+
+def test_moments_of_scaled_outputs():
+    layer = layers.Dense(3)
+    inputs = keras.Input((4,))
+    layer(inputs)
+    (map,) = linear_maps(layer, layer._inbound_nodes[-1])
+    rows = [[np.random.default_rng(0).normal(size=(20, 4)).astype("float32")]]
+    sums = measure(map, rows, map, rows)
+    assert sums.scaled(1.0) is sums
+    layer.kernel.assign(0.5 * np.asarray(layer.kernel))
+    half = measure(map, rows, map, rows)
+    for name in ("count", "x", "xx", "y", "xy", "yy"):
+        np.testing.assert_allclose(getattr(sums.scaled(0.5), name), getattr(half, name), rtol=1e-5, atol=1e-6)

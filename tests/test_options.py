@@ -11,7 +11,8 @@ import mobileprune as mp
 from mobileprune import options
 from mobileprune.errors import MobilePruneError
 from mobileprune.file_size import KERNEL_BYTES
-from mobileprune.importance import IMPORTANCES
+from mobileprune.importance import IMPORTANCES, WITH_CALIBRATION
+from mobileprune.latency_setup import DEVICES
 from mobileprune.ranking import NORMALISATIONS
 from mobileprune.reconstruct import COMPENSATIONS
 
@@ -60,6 +61,8 @@ def model():
         (["--params=0.4"], {"params": 0.4}, "params40"),
         (["--file_bytes=200000"], {"file_bytes": 200_000}, "file_bytes200000"),
         (["--ratio=0.3"], {"ratio": 0.3}, "ratio30"),
+        (["--speedup=1.5"], {"speedup": 1.5}, "speedup150"),
+        (["--latency_ms=0.15"], {"latency_ms": 0.15}, "latency150us"),
         (["--channels=stem:24, block_*:96,a/b:8"], {"channels": {"stem": 24, "block_*": 96, "a/b": 8}}, "channels"),
     ],
 )
@@ -92,6 +95,7 @@ def test_images_decide_what_is_not_said(given):
 def test_help_names_all_there_is():
     words = {name: FLAGS[name].help for name in options_flags()}
     assert all(name in words["importance"] for name in (*IMPORTANCES, "obs"))
+    assert options.WITH_IMAGES == WITH_CALIBRATION
     assert all(name in words["normalise"] for name in NORMALISATIONS)
     assert tuple(FLAGS["compensate"].parser.enum_values) == COMPENSATIONS
     assert FLAGS["file_recipe"].value in KERNEL_BYTES
@@ -108,6 +112,38 @@ def test_the_plan_and_the_smaller_model_are_those_of_the_library(given, model):
     assert options.plan(model) == mp.plan_channels(model, macs=0.6, round_to=4, importance="l2")
     expected = mp.prune_channels(model, plan)
     assert all(map(np.array_equal, options.prune(model, plan).get_weights(), expected.get_weights()))
+
+
+@pytest.mark.parametrize("device", options.LATENCY_DEVICES)
+def test_a_latency_is_meant_where_it_is_said(given, device):
+    assert {*options.LATENCY_DEVICES} == {*DEVICES}
+    given("--latency_ms=1", f"--latency_device={device}")
+    assert options.planning("l2")["device"] == device
+
+
+def test_a_latency_may_be_that_of_a_phone(given):
+    given("--macs=0.5", "--latency_device=R58M")
+    assert options.planning("l2")["device"] == "host", "no latency is asked for"
+    FLAGS.macs = None
+    given("--latency_ms=8")
+    with pytest.raises(MobilePruneError, match="needs LiteRT's program for the phone"):
+        options.planning("l2")
+    given("--benchmark_model=program")
+    phone = options.planning("l2")["device"]
+    assert (phone.serial, phone.benchmark_model) == ("R58M", "program")
+    assert phone.seconds < 5, "hundreds of files take so long each"
+
+
+@pytest.mark.parametrize(("flag", "limit"), [("1", 1), ("0.5", 0.5), ("auto", "auto")])
+def test_blocks_go_before_channels(given, model, flag, limit):
+    given("--macs=0.6", "--round_to=4", f"--blocks={flag}", "--importance=l2")
+    images = random_inputs(model)[0]
+    assert options.blocks() == limit
+    expected = mp.plan_channels(model, macs=0.6, round_to=4, importance="l2", calibration=images, blocks=limit)
+    assert options.plan(model, images) == expected
+    options.check(model)
+    with pytest.raises(MobilePruneError, match="--blocks looks at images"):
+        options.plan(model)
 
 
 def test_small_images_are_all_used_and_of_large_ones_128():
@@ -140,6 +176,9 @@ def test_the_contract_follows_the_flags(given):
         (["--file_bytes=0.5", "--file_recipe=int5"], "recipe='int5' is not known"),
         (["--prune_only=nothing_*"], "matches no layer"),
         (["--macs=0.001"], "macs cannot go below"),
+        (["--blocks=many"], "--blocks: 'many' is none of 3 (blocks), 0.3 (of the MACs) and auto"),
+        (["--blocks=1.5"], "--blocks=1.5 is no share of the MACs"),
+        (["--blocks=2", "--prune_only=nothing_*"], "matches no layer"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_any_work(given, model, arguments, said):

@@ -1,6 +1,4 @@
-import dataclasses
 import functools
-import json
 
 import keras
 import numpy as np
@@ -8,34 +6,22 @@ import pytest
 from architectures import ARCHITECTURES, randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_networks import WIDTHS, chain
 
 from mobileprune.allocation import SCOPES, structure
-from mobileprune.channel_groups import ChannelGraph, Cost, channel_groups
-from mobileprune.errors import DatasetError, OutputError, PlanError
+from mobileprune.channel_groups import ChannelGraph, channel_groups
+from mobileprune.errors import DatasetError, PlanError
 from mobileprune.file_size import FileSize
-from mobileprune.importance import Scoring, score
+from mobileprune.importance import score
 from mobileprune.inspect import model_facts
-from mobileprune.plan import GroupPlan, PruningPlan, cost_of_plan, plan_channels, pruning_floor, removed_roots
+from mobileprune.plan import plan_channels, pruning_floor
 from mobileprune.prune import prune_channels
+from mobileprune.pruning_plan import cost_of_plan, removed_roots
 from mobileprune.ranking import Ranking
+from mobileprune.scoring import Scoring
 
 layers = keras.layers
-FREE_LAYERS = {"stem": 32, "wide": 48, "odd": 20, "small": 8}
-
-
-@functools.cache
-def model():
-    """Built once: planning never changes it."""
-    made = keras.Sequential(
-        [
-            keras.Input((8, 8, 3), name="image"),
-            *(layers.Conv2D(width, 3, padding="same", name=name) for name, width in FREE_LAYERS.items()),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(5, name="head", activation="softmax"),
-        ],
-        name="chain",
-    )
-    return randomise(made)
+model = functools.cache(chain)  # planning never changes it
 
 
 def kept(plan):
@@ -76,7 +62,7 @@ def test_a_plan_keeps_its_budget_its_multiples_and_its_largest_share_or_is_refus
         return
     assert getattr(plan, target) <= wanted * before
     for name, left in kept(plan).items():
-        size = FREE_LAYERS.get(name)
+        size = WIDTHS.get(name)
         if size is None:
             continue
         assert left == size or left % round_to == 0
@@ -118,7 +104,7 @@ def test_a_target_that_is_met_already_removes_nothing():
 
 def test_a_ratio_removes_the_same_share_of_every_group():
     plan = plan_channels(model(), ratio=0.25, round_to=1)
-    assert {name: kept(plan)[name] for name in FREE_LAYERS} == {"stem": 24, "wide": 36, "odd": 15, "small": 6}
+    assert {name: kept(plan)[name] for name in WIDTHS} == {"stem": 24, "wide": 36, "odd": 15, "small": 6}
 
 
 def test_local_removes_alike_where_global_follows_the_scores():
@@ -131,7 +117,7 @@ def test_local_removes_alike_where_global_follows_the_scores():
     together = kept(plan_channels(made, macs=0.6, scope="global", round_to=1))
     alike = kept(plan_channels(made, macs=0.6, scope="local", round_to=1))
     assert together["wide"] / 48 < together["stem"] / 32 - 0.2
-    shares = [alike[name] / size for name, size in FREE_LAYERS.items()]
+    shares = [alike[name] / size for name, size in WIDTHS.items()]
     assert max(shares) - min(shares) < 0.15
 
 
@@ -146,7 +132,7 @@ def test_channels_of_inputs_and_outputs_stay_with_their_reason():
     assert (entries["image"].remove, entries["image"].frozen) == ((), "model input 'image'")
     assert entries["head"].remove == ()
     assert entries["head"].frozen == "model output 'head'"
-    assert all(entries[name].frozen is None and entries[name].remove for name in FREE_LAYERS)
+    assert all(entries[name].frozen is None and entries[name].remove for name in WIDTHS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -212,7 +198,7 @@ def test_a_model_that_is_kept_whole_has_itself_for_a_floor():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({}, "exactly one target of macs, params, file_bytes, ratio, channels. Received: none"),
+        ({}, "exactly one target of macs, params, file_bytes, ratio, channels, latency_ms, speedup. Received: none"),
         ({"macs": 0.5, "ratio": 0.5}, "exactly one target"),
         ({"macs": 0}, "leaves no channels"),
         ({"macs": -1}, "leaves no channels"),
@@ -328,7 +314,7 @@ def test_a_function_ranks_and_leaves_its_name():
 
 
 def test_finished_rankings_decide_what_goes():
-    free = FREE_LAYERS
+    free = WIDTHS
     made = {
         name: Ranking(np.arange(size)[::-1], np.full(size, 0.0 if name == "wide" else 9.0), absolute=True)
         for name, size in free.items()
@@ -373,68 +359,6 @@ def test_weights_that_are_all_zero_can_be_planned():
     for scope in ("global", "local"):
         plan = plan_channels(made, macs=0.5, scope=scope)
         assert plan.macs <= 0.5 * plan.macs_before
-
-
-def test_a_plan_goes_through_json_and_a_file(tmp_path):
-    plan = plan_channels(model(), macs=0.5, keep=["stem"])
-    assert PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
-    path = plan.save(tmp_path / "plans" / "plan.json")
-    assert PruningPlan.load(path) == plan
-    assert json.loads(path.read_text())["target"] == "macs=0.5"
-    assert dataclasses.replace(plan, macs=plan.macs + 1) != PruningPlan.load(path)
-
-
-def test_a_saved_plan_has_a_line_for_each_list(tmp_path):
-    plan = plan_channels(model(), ratio=0.5, round_to=1)
-    lines = plan.save(tmp_path / "plan.json").read_text().splitlines()
-    assert len(lines) == 10 + 2 + 6 * len(plan.groups) + 1
-    small = next(entry for entry in plan.groups if entry.group == "small")
-    assert f'      "remove": {json.dumps(small.remove)},' in lines
-
-
-def test_a_plan_of_an_earlier_version_can_be_read(tmp_path):
-    plan = plan_channels(model(), macs=0.5)
-    data = plan.to_json()
-    del data["normalise"]
-    assert PruningPlan.from_json(data) == plan
-
-
-def test_an_edited_plan_is_counted_again():
-    plan = plan_channels(model(), macs=0.5)
-    assert cost_of_plan(model(), plan) == Cost(plan.macs, plan.params)
-    groups = tuple(
-        dataclasses.replace(entry, remove=(0, 1, 2)) if entry.group == "stem" else entry for entry in plan.groups
-    )
-    edited = dataclasses.replace(plan, groups=groups)
-    facts = model_facts(prune_channels(model(), edited))
-    assert cost_of_plan(model(), edited) == Cost(facts.macs, facts.params)
-    assert cost_of_plan(model(), edited).macs != plan.macs
-
-
-@pytest.mark.parametrize(
-    ("entry", "says"),
-    [
-        (GroupPlan("elsewhere", 32, (1,)), "'elsewhere' of 32 channels; found no such group"),
-        (GroupPlan("stem", 16, (1,)), "'stem' of 16 channels; found 32 channels"),
-        (GroupPlan("stem", 32, (32,)), "channel 32 of 'stem', which has 32"),
-        (GroupPlan("stem", 32, tuple(range(32))), "all 32 channels of 'stem'"),
-        (GroupPlan("head", 5, (0,)), "'head', which must stay"),
-    ],
-)
-def test_a_plan_that_does_not_fit_has_no_cost(entry, says):
-    plan = dataclasses.replace(plan_channels(model(), macs=1.0), groups=(entry,))
-    with pytest.raises(PlanError, match=says):
-        cost_of_plan(model(), plan)
-
-
-def test_a_file_that_is_no_plan_is_refused(tmp_path):
-    path = tmp_path / "plan.json"
-    path.write_text('{"model": "chain"}')
-    with pytest.raises(OutputError, match="Not a complete PruningPlan"):
-        PruningPlan.load(path)
-    path.write_text('{"channels": 3}')
-    with pytest.raises(OutputError, match="no field 'channels'"):
-        PruningPlan.load(path)
 
 
 def test_a_plan_is_the_same_every_time_and_random_ones_follow_their_seed():

@@ -6,7 +6,7 @@ from mobileprune.errors import VerificationError
 from mobileprune.port_checks import PORT_DTYPES, check_ports, promised_dtype, stored_range
 from mobileprune.recipes import RECIPES
 from mobileprune.records import Preprocess
-from mobileprune.tflite_runner import TensorFacts
+from mobileprune.runner_facts import TensorFacts
 
 CONTRACT = Preprocess(8, 8)
 OUTPUTS = np.array([[-2.0, 3.0], [4.0, -1.0]])
@@ -36,6 +36,15 @@ def test_what_is_as_it_should_be():
     float_answer = TensorFacts("y", "float32", (1, 2), None, None)
     assert said(FLOAT, float_answer, recipe="float32") == ""
     assert said(port(scale=1.85 / 255), ANSWER) == ""  # calibration images seldom reach black and white
+
+
+def test_ids_stay_ids():
+    words, answer = TensorFacts("words", "int32", (1, 9), None, None), TensorFacts("y", "float32", (1, 2), None, None)
+    told = {"recipe": "dynamic_int8", "contract": None, "ids": True}
+    assert said(words, answer, **told) == ""
+    assert "the input is float32; the network takes ids" in said(FLOAT, answer, **told)
+    assert "the input is int8; the network takes ids" in said(port(), answer, **told)
+    assert "the output is int8" in said(words, **told)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from mobileprune.progress import Progress, describe
-from mobileprune.records import Stage
+from mobileprune.run_records import Stage
 
 STEPS = {"base": 100, "s80": 50, "convert": 10}
 BASE = Stage("base", 61.2, accuracy=0.8851, macs=5_951_744, params=212_298, sparsity=0.0)

@@ -4,17 +4,8 @@ import json
 import pytest
 
 from mobileprune.errors import OutputError, VerificationError
-from mobileprune.records import (
-    ClassChanges,
-    Latency,
-    Port,
-    Preprocess,
-    RuntimeCheck,
-    Stage,
-    Variant,
-    VariantRecord,
-    Verification,
-)
+from mobileprune.records import ClassChanges, Latency, Preprocess, RuntimeCheck, Variant, Verification
+from mobileprune.run_records import Epoch, LayerFacts, Port, Stage, VariantRecord
 
 VERIFIED = Verification(
     images=32, agreement=0.97, max_abs_error=0.5, mean_abs_error=0.01, snr_db=31.5, runtime="ai-edge-litert 2.1.0"
@@ -60,6 +51,8 @@ RECORD = VariantRecord(
         LATENCY,
         Preprocess(224, 192, color="RGB", fit="crop", mean=(1.0, 2.0, 3.0), std=(4.0,), exif=False),
         Stage("train", 1.5, model="base", epochs=3, accuracy=0.5),
+        Stage("c50", 1.5, layers=(LayerFacts("a", "Dense", 3, 9, 12, 0.5),), curve=(Epoch(1, 0.7), Epoch(2))),
+        dataclasses.replace(LATENCY, histogram=(1.0, 2.0)),
     ],
     ids=lambda record: type(record).__name__,
 )
@@ -78,7 +71,7 @@ def test_nested_records_and_tuples_get_their_types_back():
 
 
 def test_an_unknown_field_is_refused_with_the_known_ones():
-    with pytest.raises(OutputError, match="Stage has no field 'colour'; it has accuracy, epochs"):
+    with pytest.raises(OutputError, match="Stage has no field 'colour'; it has accuracy, curve, epochs"):
         Stage.from_json({"name": "train", "seconds": 1.0, "colour": "red"})
 
 
@@ -87,6 +80,18 @@ def test_an_unknown_field_of_a_nested_record_is_refused():
     data["verified"]["extra"] = 1
     with pytest.raises(OutputError, match="Verification has no field 'extra'"):
         VariantRecord.from_json(data)
+
+
+@pytest.mark.parametrize("data", [[], "abc", 5, None])
+def test_what_is_no_object_is_no_record(data):
+    with pytest.raises(OutputError, match=r"^Not a Stage: "):
+        Stage.from_json(data)
+
+
+def test_a_latency_written_before_it_had_more_fields_is_read():
+    new = ("confidence", "first_ms", "restarts", "rounds", "drift", "outliers")
+    old = {name: value for name, value in LATENCY.to_json().items() if name not in new}
+    assert Latency.from_json(old) == LATENCY
 
 
 def test_a_missing_field_is_named():

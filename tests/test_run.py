@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -14,7 +15,8 @@ from smoke_run import ROOT
 
 from mobileprune.errors import OutputError
 from mobileprune.records import Variant
-from mobileprune.run import Run
+from mobileprune.run import Run, Task
+from mobileprune.run_records import Epoch
 
 SETTINGS = {"model": "tiny", "seed": 0, "epochs": 3}
 STEPS = {"base": 10, "s80": 10, "convert": 5}
@@ -307,3 +309,42 @@ def test_a_stage_and_all_after_it_run_anew_when_what_it_reads_has_changed(tmp_pa
         log = []
         stages_of(tmp_path, log, *settings)
         assert log == expected
+
+
+FIGURES = {"loss": 1.0, "accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "learning_rate": 0.1}
+
+
+def test_a_stages_record_has_its_epochs_those_before_a_kill_included(tmp_path):
+    def killed_after_two(task):
+        task.epoch(1, FIGURES)
+        task.epoch(2, {**FIGURES, "val_loss": float("nan")})
+        raise Killed
+
+    def rest(task):
+        task.epoch(2, {**FIGURES, "val_loss": float("inf")})  # done again: the kill came before its checkpoint
+        task.epoch(3, {"loss": 0.5})
+        return network(1.0)
+
+    with pytest.raises(Killed):
+        Run(tmp_path, SETTINGS, STEPS).model("base", killed_after_two, facts_of)
+    run = Run(tmp_path, SETTINGS, STEPS)
+    run.model("base", rest, facts_of)
+    expected = (Epoch(1, 1.0, 0.5, 2.0, 0.25), Epoch(2, 1.0, 0.5, None, 0.25), Epoch(3, 0.5))
+    assert run.stages[0].curve == expected
+    again = Run(tmp_path, SETTINGS, STEPS)
+    again.model("base", never, never)
+    assert again.stages == run.stages
+
+
+def test_very_many_epochs_are_thinned_out_evenly(tmp_path):
+    (tmp_path / "curve.json").write_text(json.dumps([Epoch(number).to_json() for number in range(1, 1001)]))
+    kept = [epoch["epoch"] for epoch in Task(tmp_path, never, never).curve()]
+    assert len(kept) == 200
+    assert (kept[0], kept[-1]) == (1, 1000)
+    assert {later - earlier for earlier, later in itertools.pairwise(kept)} <= {5, 6}
+
+
+def test_a_stage_without_training_has_no_epochs(tmp_path):
+    run = Run(tmp_path, SETTINGS, STEPS)
+    run.model("base", lambda task: network(1.0), facts_of)
+    assert run.stages[0].curve == ()

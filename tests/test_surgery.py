@@ -8,8 +8,9 @@ from architectures import ARCHITECTURES, random_inputs, randomise
 from mobileprune.errors import ModelError, PlanError
 from mobileprune.graph import functional_graph, inline_nested
 from mobileprune.inspect import model_facts
-from mobileprune.plan import GroupPlan, plan_channels
+from mobileprune.plan import plan_channels
 from mobileprune.prune import narrower, prune_channels
+from mobileprune.pruning_plan import GroupPlan
 from mobileprune.sparsify import sparsity
 
 layers = keras.layers

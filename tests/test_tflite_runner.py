@@ -6,11 +6,13 @@ import tempfile
 import threading
 import time
 
+import keras
 import numpy as np
 import pytest
 from tiny_models import CLASSES, SIZE, images, reference, shared_convnet, variants
 
 from mobileprune.calibration import calibrate
+from mobileprune.convert import to_float_flatbuffer
 from mobileprune.errors import InterpreterError
 from mobileprune.recipes import quantize
 from mobileprune.tflite_graph import read_graph
@@ -59,7 +61,6 @@ def test_an_integer_file_is_fed_and_read_in_its_own_scale(tmp_path):
 
 
 def test_a_fixed_batch_is_filled():
-    from mobileprune.convert import to_float_flatbuffer
 
     content = to_float_flatbuffer(shared_convnet(), batch=4)
     with TfliteRunner(content) as runner:
@@ -125,10 +126,6 @@ def test_a_file_without_outputs_is_told_so():
 
 
 def test_several_outputs_need_run_all():
-    import keras
-
-    from mobileprune.convert import to_float_flatbuffer
-
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, [keras.layers.Flatten()(inputs), inputs * 2.0])
     batch = np.arange(48, dtype=np.float32).reshape(3, 4, 4, 1)
@@ -147,6 +144,7 @@ def test_several_outputs_need_run_all():
         (np.zeros((0, SIZE, SIZE, 3), np.float32), "no images"),
         (np.zeros((2, SIZE, SIZE, 1), np.float32), r"takes input of shape \(1, 16, 16, 3\)"),
         (np.full((2, SIZE, SIZE, 3), np.nan, np.float32), "image 0 holds NaN"),
+        (np.zeros((2, SIZE, SIZE, 3), np.int32), "takes float32 values, and ids .int32. are given"),
     ],
 )
 def test_wrong_images_are_refused_and_the_worker_goes_on(wrong, message):
@@ -154,6 +152,21 @@ def test_wrong_images_are_refused_and_the_worker_goes_on(wrong, message):
         with pytest.raises(InterpreterError, match=f"a.tflite.*{message}"):
             runner.run(wrong)
         assert len(runner.run(images(1))) == 1
+
+
+def test_ids_go_in_as_they_are():
+    words = keras.Input((4,), dtype="int32")
+    table = keras.layers.Embedding(7, 3)
+    content = to_float_flatbuffer(keras.Model(words, table(words)))
+    ids = np.arange(12, dtype=np.int64).reshape(3, 4) % 7
+    with TfliteRunner(content, name="ids.tflite") as runner:
+        for dtype in (np.int32, np.int64):
+            np.testing.assert_array_equal(runner.run_all(ids.astype(dtype))[0], table.embeddings.numpy()[ids])
+        assert runner.time(ids[0].astype(np.int32), 3).shape == runner.time(ids[:1], 3).shape == (3,)
+        with pytest.raises(InterpreterError, match="does not hold every id"):
+            runner.run(ids + 2**31)
+        with pytest.raises(InterpreterError, match="one positive scale is needed"):
+            runner.run(ids.astype(np.float32))
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish", b"\x1c\0\0\0TFL3" + bytes(200)])
@@ -233,8 +246,6 @@ def test_inner_tensors_can_be_read(recipe):
         np.testing.assert_array_equal(runner.run(image), output)
     assert facts.accelerator == "none"
     assert inner.shape == graph.tensors[chosen[0]].shape
-    import keras
-
     stem = keras.Model(shared_convnet().inputs, shared_convnet().layers[3].output)(image).numpy()
     assert np.std(inner - stem) < 0.02 * np.std(stem)
 

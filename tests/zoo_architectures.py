@@ -137,6 +137,57 @@ def cross_attention():
     return keras.Model([image, text], layers.Dense(3)(layers.GlobalMaxPooling1D()(x)), name="cross_attention")
 
 
+def gpt_tied():
+    """A decoder as GPT-2 is one: learned positions, causal attention, and words that are read as they are written."""
+    words = keras.Input((8,), dtype="int32")
+    table = layers.ReversibleEmbedding(20, 24)
+    x = AddPositions()(table(words))
+    for _ in range(2):
+        y = layers.LayerNormalization()(x)
+        x = layers.Add()([x, layers.MultiHeadAttention(3, 8)(y, y, use_causal_mask=True)])
+        y = layers.Dense(48, activation="gelu")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(24)(y)])
+    return keras.Model(words, table(layers.LayerNormalization()(x), reverse=True), name="gpt_tied")
+
+
+def gpt_grouped():
+    """A decoder as Llama is one: queries that share keys, a gate in front of the second dense layer, a head apart."""
+    words = keras.Input((8,), dtype="int32")
+    x = layers.Embedding(20, 24)(words)
+    for _ in range(2):
+        y = layers.RMSNormalization()(x)
+        attention = layers.GroupQueryAttention(8, 4, 2, use_bias=False)
+        x = layers.Add()([x, attention(y, y, use_causal_mask=True)])
+        y = layers.RMSNormalization()(x)
+        y = ops.silu(layers.Dense(32, use_bias=False)(y)) * layers.Dense(32, use_bias=False)(y)
+        x = layers.Add()([x, layers.Dense(24, use_bias=False)(y)])
+    return keras.Model(words, layers.Dense(20)(layers.RMSNormalization()(x)), name="gpt_grouped")
+
+
+def einsum_attention():
+    """Attention written out: heads by EinsumDense, pairs of columns turned by their position, products, a softmax."""
+    inputs = keras.Input((6, 12))
+    x = layers.Dense(24)(inputs)
+    query, key, value = (
+        layers.EinsumDense("btm,mnh->btnh", (None, 4, 8), bias_axes=bias)(x) for bias in ("nh", "h", None)
+    )
+    angles = np.outer(np.arange(6), 0.3 ** np.arange(4)).astype("float32")
+    turn = np.concatenate([angles, angles], axis=-1)[:, None]
+
+    def turned(y):
+        left, right = ops.split(y, 2, axis=-1)
+        return y * np.cos(turn) + ops.concatenate([-right, left], axis=-1) * np.sin(turn)
+
+    scores = ops.softmax(ops.einsum("btnh,bsnh->bnts", turned(query), turned(key)) * 0.3)
+    y = layers.EinsumDense("btnh,nhm->btm", (None, 24), bias_axes="m")(ops.einsum("bnts,bsnh->btnh", scores, value))
+    x = layers.Add()([x, y])
+    heads = [ops.reshape(layers.Dense(16)(x), (-1, 6, 2, 8)) for _ in range(3)]
+    y = ops.reshape(ops.dot_product_attention(*heads), (-1, 6, 16))
+    left, right = (ops.transpose(layers.Dense(16)(y), (0, 2, 1)) for _ in range(2))
+    y = ops.matmul(ops.softmax(ops.matmul(ops.transpose(left, (0, 2, 1)), right)), layers.Dense(16)(y))
+    return keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling1D()(y)), name="einsum_attention")
+
+
 def ssd():
     inputs = keras.Input((16, 16, 3))
     x = conv(conv(inputs, 16, strides=2), 24)
@@ -276,7 +327,8 @@ ZOO = {
     build.__name__: build
     for build in (
         *(shufflenet_v2_ops, shufflenet_v2_layers, resnext, unet, vit_constant_positions, vit_learned_positions),
-        *(cross_attention, ssd, siamese, nested_deeply, sequential_of_models, nested_outputs, mlp_mixer),
+        *(cross_attention, gpt_tied, gpt_grouped, einsum_attention, ssd, siamese, nested_deeply),
+        *(sequential_of_models, nested_outputs, mlp_mixer),
         *(convnext_custom_scale, convnext_keras_scale, conv1d, many_inputs_and_outputs, unregistered_layer),
     )
 }

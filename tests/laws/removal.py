@@ -8,13 +8,13 @@ survivors only, and the engine has to call such groups inexact.
 
 import fnmatch
 import glob
-import operator
 
 import keras
 import numpy as np
 from architectures import random_inputs, randomise
 from keras.src.models.functional import operation_fn
 
+from mobileprune.channel_calls import attribute_at
 from mobileprune.channel_groups import ChannelGraph
 from mobileprune.graph import functional_graph
 from mobileprune.plan import plan_channels
@@ -22,20 +22,38 @@ from mobileprune.prune import prune_channels
 
 layers, ops = keras.layers, keras.ops
 
-# The axis along which a kernel reads its input; for an attention's output, the one along which it reads whole heads.
-READING_AXIS = {
-    **{(kind, "kernel"): -2 for kind in (layers.Conv1D, layers.Conv2D, layers.Conv3D)},
-    **{(kind, "kernel"): -1 for kind in (layers.Conv1DTranspose, layers.Conv2DTranspose)},
-    **{(kind, "pointwise_kernel"): -2 for kind in (layers.SeparableConv1D, layers.SeparableConv2D)},
-    (layers.Dense, "kernel"): 0,
-    **{(layers.MultiHeadAttention, f"{part}_dense.kernel"): 0 for part in ("query", "key", "value", "output")},
+# The axes along which a weight reads; the queries' also stand for the product that reads the width of the heads.
+READING_AXES = {
+    **{(kind, "kernel"): (-2,) for kind in (layers.Conv1D, layers.Conv2D, layers.Conv3D)},
+    **{(kind, "kernel"): (-1,) for kind in (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)},
+    **{(kind, "pointwise_kernel"): (-2,) for kind in (layers.SeparableConv1D, layers.SeparableConv2D)},
+    (layers.Dense, "kernel"): (0,),
+    (layers.ReversibleEmbedding, "embeddings"): (1,),
+    (layers.ReversibleEmbedding, "reverse_embeddings"): (0,),
 }
+for _kind, _prefix in ((layers.MultiHeadAttention, ""), (layers.GroupQueryAttention, "_")):
+    READING_AXES[_kind, f"{_prefix}query_dense.kernel"] = (0, 2)
+    READING_AXES[_kind, f"{_prefix}query_dense.bias"] = (1,)
+    READING_AXES |= {(_kind, f"{_prefix}{part}_dense.kernel"): (0,) for part in ("key", "value")}
+    READING_AXES[_kind, f"{_prefix}output_dense.kernel"] = (0, 1)
+    READING_AXES[_kind, "_gate_dense.kernel"] = (0,)
+# A recurrent unit is read by the others, too: by its row of the recurrent kernel.
+_CELLS = (layers.LSTMCell, layers.GRUCell, layers.SimpleRNNCell)
+_CONV_CELLS = tuple(type(kind(1, 1).cell) for kind in (layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D))
+READING_AXES |= {(kind, name): (-2,) for kind in (*_CELLS, *_CONV_CELLS) for name in ("kernel", "recurrent_kernel")}
 # Weights that show which channels a normalisation sees.
 SEEN_BY = {
     layers.LayerNormalization: ("gamma", "beta"),
     layers.RMSNormalization: ("scale",),
     layers.GroupNormalization: ("gamma", "beta"),
 }
+# Normalisations of Keras Hub along the last axis, with a scale: known by name, because it may not be there.
+FOREIGN_NORMS = {"LlamaLayerNorm", "MistralLayerNormalization", "Phi3LayerNorm", "QwenLayerNorm"}
+
+
+def seen_by(layer):
+    """Names of the weights that show which channels the layer normalises."""
+    return ("scale",) if type(layer).__name__ in FOREIGN_NORMS else SEEN_BY.get(type(layer), ())
 
 
 def mixes_channels(layer):
@@ -43,7 +61,7 @@ def mixes_channels(layer):
     if isinstance(layer, layers.GroupNormalization):
         weight = layer.gamma if layer.gamma is not None else layer.beta
         return layer.groups < weight.shape[0]
-    return type(layer) in SEEN_BY
+    return bool(seen_by(layer))
 
 
 def mixed_groups(graph):
@@ -80,15 +98,39 @@ def removed_entries(graph, plan):
                 yield weight, axis, dead
 
 
+def reading_axes(layer, attribute, rank):
+    """The axes, from 0, along which a weight reads channels, by the layer or by the one inside it that holds it."""
+    parts = attribute.split(".")
+    for inside in range(len(parts)):
+        owner = attribute_at(layer, ".".join(parts[:inside])) if inside else layer
+        name = ".".join(parts[inside:])
+        if type(owner) is layers.EinsumDense and name == "kernel":
+            read, _, made = owner.equation.partition("->")
+            return {axis for axis, letter in enumerate(read.split(",")[1].strip()) if letter not in made}
+        for kind in type(owner).__mro__:
+            if (kind, name) in READING_AXES:
+                return {axis % rank for axis in READING_AXES[kind, name]}
+    return set()
+
+
+def multiplied_channels(graph):
+    """Roots of the channels over which products of two activations are summed."""
+    contractions = [weight for weight in graph.ids.weights.values() if weight.attribute == "contraction"]
+    found = [ids for weight in contractions for ids in weight.axes.values()]
+    return np.unique(graph.ids.roots()[np.concatenate(found)]) if found else np.zeros(0, np.int64)
+
+
 def silence(graph, plan):
     """Sets to zero what every consumer reads of the removed channels; returns how many entries of how many axes."""
-    silenced = 0
+    silenced, multiplied = 0, multiplied_channels(graph)
     for weight, axis, dead in removed_entries(graph, plan):
         layer = graph.ids.layers[weight.layer]
-        reading = READING_AXIS.get((type(layer), weight.attribute))
-        if reading is None or axis != reading % len(weight.shape):
-            continue
-        variable = operator.attrgetter(weight.attribute)(layer)
+        if axis not in reading_axes(layer, weight.attribute, len(weight.shape)):
+            # What two activations are multiplied and summed over no weight reads: there it must be made as zeros.
+            dead = dead & np.isin(graph.ids.roots()[weight.axes[axis]], multiplied)
+            if not dead.any() or type(layer) not in (layers.Dense, layers.EinsumDense, layers.Conv2D):
+                continue
+        variable = attribute_at(layer, weight.attribute)
         values = np.moveaxis(np.array(variable), axis, 0)
         values[dead] = 0
         variable.assign(np.moveaxis(values, 0, axis))
@@ -101,7 +143,7 @@ def survivors(graph, plan):
     alive = {}
     for weight, axis, dead in removed_entries(graph, plan):
         layer = graph.ids.layers[weight.layer]
-        if mixes_channels(layer) and weight.attribute in SEEN_BY[type(layer)]:
+        if mixes_channels(layer) and weight.attribute in seen_by(layer):
             mask = alive.setdefault(id(layer), np.ones(weight.shape, bool))
             np.moveaxis(mask, axis, -1)[..., dead] = False
     return alive
@@ -112,7 +154,7 @@ def run(model, inputs, training=False, alive=None):
     if alive:
         found = _through(functional_graph(model), inputs, training, alive)
     else:
-        found = model(inputs if len(inputs) > 1 else inputs[0], training=training)
+        found = model(keras.tree.pack_sequence_as(functional_graph(model).input, inputs), training=training)
     return [np.asarray(tensor) for tensor in keras.tree.flatten(found)]
 
 
@@ -131,6 +173,8 @@ def _through(graph, inputs, training, alive):
 
 def _normalised(layer, x, alive):
     """What the layer makes of `x` when its moments are those of the living channels."""
+    if type(layer) not in SEEN_BY:
+        return _normalised_apart(layer, x, alive)
     if isinstance(layer, layers.GroupNormalization):
         assert layer.axis in (-1, len(x.shape) - 1)
         shape = (x.shape[0], -1, layer.groups, x.shape[-1] // layer.groups)
@@ -152,6 +196,17 @@ def _normalised(layer, x, alive):
     if factor is not None:
         normal = normal * ops.reshape(factor, weight_shape)
     return normal if shift is None else normal + ops.reshape(shift, weight_shape)
+
+
+def _normalised_apart(layer, x, alive):
+    """The same by a layer of the living channels alone; the others are zero, and nobody reads them."""
+    places = np.flatnonzero(alive)
+    narrow = type(layer).from_config(layer.get_config())
+    found = narrow(ops.take(x, places, axis=-1))
+    for new, old in zip(narrow.weights, layer.weights, strict=True):
+        new.assign(np.asarray(old)[places])
+    found = narrow(ops.take(x, places, axis=-1))
+    return ops.matmul(found, np.eye(len(alive), dtype="float32")[places])
 
 
 def _weight_axes(layer, x):

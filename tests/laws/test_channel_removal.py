@@ -28,11 +28,12 @@ from laws.removal import (
     without_randomness,
 )
 from op_architectures import OPS
+from sequence_architectures import SEQUENCES
 from zoo_architectures import ZOO
 
 from mobileprune import surgery
 
-NETWORKS = {**ARCHITECTURES, **ZOO, **OPS}
+NETWORKS = {**ARCHITECTURES, **ZOO, **OPS, **SEQUENCES}
 
 # For each network: how many groups can lose channels, and the share of parameters gone without 75% of each of them.
 # Counted by hand; lower than what is possible only where an engine may rightly keep more (see the networks).
@@ -52,6 +53,9 @@ EXPECTED = {
     "vit_constant_positions": (5, 0.65),
     "vit_learned_positions": (5, 0.65),
     "cross_attention": (5, 0.6),
+    "gpt_tied": (9, 0.7),
+    "gpt_grouped": (7, 0.7),
+    "einsum_attention": (6, 0.6),
     "ssd": (6, 0.65),
     "siamese": (4, 0.7),
     "nested_deeply": (3, 0.7),
@@ -81,6 +85,14 @@ EXPECTED = {
     "dense_on_many_axes": (4, 0.7),
     "squeeze_with_keepdims": (4, 0.7),
     "spatial_attention": (4, 0.6),
+    "crnn": (5, 0.7),
+    "bilstm_tagger": (3, 0.7),
+    "convnet_3d": (4, 0.7),
+    "channels_first": (4, 0.7),
+    "recurrent_kinds": (7, 0.7),
+    "merged_directions": (7, 0.7),
+    "video": (7, 0.7),
+    "masked_words": (3, 0.65),
 }
 HALVED = (
     *("shufflenet_v2_ops", "shufflenet_v2_layers", "resnext", "unet", "vit_constant_positions", "siamese", "ssd"),
