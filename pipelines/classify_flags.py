@@ -56,8 +56,24 @@ def define() -> None:
     )
     flags.DEFINE_float("quantize_aware_learning_rate", 3e-4, "Peak while it trains with rounding.", lower_bound=0)
 
+    flags.DEFINE_enum(
+        "regularise",
+        "none",
+        ["none", "group_lasso", "batch_norm"],
+        "What the base's training presses towards zero, so that a cut costs less: whole channels or batch-norm scales.",
+    )
+    flags.DEFINE_float("regularise_strength", 0.1, "How hard: a share of an Adam step.", lower_bound=1e-6)
+
     sparsity_options.define(training=True)
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut
+    flags.DEFINE_integer(
+        "prune_steps",
+        1,
+        "Cuts in which c50 loses its channels; --finetune_epochs are shared out among them. (c50_s80 is cut at once.)",
+        lower_bound=1,
+    )
+    flags.DEFINE_float("distill", 0.0, "Weight of the base's answers beside the labels in every fine-tuning.", 0, 1)
+    flags.DEFINE_float("temperature", 4.0, "By which --distill softens the answers.", lower_bound=0.1)
     flags.DEFINE_bool("control", False, "Also train a narrower network with the MACs of c50, for as long.")
 
     shared_flags.define_export()

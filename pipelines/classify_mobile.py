@@ -6,7 +6,8 @@
 
 Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels removed until half of the
 multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50;
-`--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`). Each is written in every recipe,
+`--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`); `--prune_steps` cuts c50 in several
+steps with training between, and `--distill` has the base teach whatever is fine-tuned. Each is written in every recipe,
 verified against its Keras model on every runtime that is set up, evaluated on the test images and timed here.
 A run that was killed goes on where it was when the same command is given again.
 
@@ -52,28 +53,46 @@ def classify() -> mp.Manifest:
     both = f"{c50}_{s80}"
     run = mp.Run(out_dir(), settings(dataset), steps((s80, c50, both), dataset, first, fine, rounded), FLAGS.overwrite)
 
-    def reports(task: mp.Task) -> dict[str, Any]:
-        return {
-            "on_batch": task.advance,
-            "on_epoch": lambda epoch, figures: task.note(f"epoch {epoch}, validation {figures['val_accuracy']:.1%}"),
-        }
+    def reports(task: mp.Task, before: int = 0) -> dict[str, Any]:
+        """Of a training that follows others in its stage: `before` of the stage's epochs are over."""
+        batches = before * -(-len(dataset.train) // FLAGS.batch_size)
 
-    def fit(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any) -> Any:
+        def finished(epoch: int, figures: dict[str, float]) -> None:
+            task.note(f"epoch {before + epoch}, validation {figures['val_accuracy']:.1%}")
+            task.epoch(before + epoch, figures)
+
+        return {"on_batch": lambda batch: task.advance(batches + batch), "on_epoch": finished}
+
+    def fit(
+        model: Any,
+        how: mp.TrainSettings,
+        task: mp.Task,
+        stage: str,
+        *callbacks: Any,
+        teaching: mp.Distillation | None = None,
+        folder: Path | None = None,
+        before: int = 0,
+    ) -> Any:
         return mp.train(
             model,
             dataset,
             how,
-            checkpoint=task.folder,
+            checkpoint=folder or task.folder,
             callbacks=[*callbacks, *tensorboard(stage)],
-            **reports(task),
+            distillation=teaching,
+            **reports(task, before),
         )
+
+    def tune(model: Any, how: mp.TrainSettings, task: mp.Task, stage: str, *callbacks: Any, **part: Any) -> Any:
+        teaching = mp.Distillation(models["base"], FLAGS.temperature, FLAGS.distill) if FLAGS.distill else None
+        return fit(model, how, task, stage, *callbacks, teaching=teaching, **part)
 
     def sparsify(model: Any, task: mp.Task, stage: str) -> Any:
         if sparsity_options.starts_with_zeros() or not fine.epochs:
             zeros = sparsity_options.prune_one_shot(model, options.pruning_images(images))
             if not fine.epochs:
                 return zeros
-            return mp.strip_pruning(fit(mp.hold_zeros(zeros), fine, task, stage, mp.UpdatePruningStep()))
+            return mp.strip_pruning(tune(mp.hold_zeros(zeros), fine, task, stage, mp.UpdatePruningStep()))
         pattern = sparsity_options.pattern()
         schedules = sparsity_options.schedules(model, fine.steps(len(dataset.train)))
         if FLAGS.sparsity_backend == "tfmot":
@@ -83,11 +102,32 @@ def classify() -> mp.Manifest:
         wrapped = mp.prune_low_magnitude(
             model, schedules, nested=not pattern, allocation=sparsity_options.allocation("uniform"), **pattern
         )
-        return mp.strip_pruning(fit(wrapped, fine, task, stage, mp.UpdatePruningStep()))
+        return mp.strip_pruning(tune(wrapped, fine, task, stage, mp.UpdatePruningStep()))
 
     def cut(model: Any) -> Any:
         some = options.pruning_images(images)
         return mp.recalibrate(options.prune(model, options.plan(model, some, FLAGS.seed), some), images)
+
+    def cut_and_tuned(model: Any, task: mp.Task, stage: str) -> Any:
+        if FLAGS.prune_steps == 1:
+            return tune(cut(model), fine, task, stage)
+        epochs = mp.share_epochs(fine.epochs, FLAGS.prune_steps)
+        some = options.pruning_images(images)
+
+        def finetune(present: Any, step: int, folder: Path | None) -> Any:
+            own = dataclasses.replace(fine, epochs=epochs[step - 1])
+            before = sum(epochs[: step - 1])
+            again = mp.recalibrate(present, images)
+            return tune(again, own, task, f"{stage}_{step}", folder=folder, before=before)
+
+        return mp.prune_iteratively(
+            model,
+            steps=FLAGS.prune_steps,
+            finetune=finetune,
+            compensate=options.compensation(),
+            checkpoint=task.folder / "steps",
+            **options.planning(options.importance(), some, FLAGS.seed),
+        ).model
 
     def narrow(models: dict[str, Any]) -> Any:
         mp.set_seed(FLAGS.seed)  # its fresh weights must not depend on where a killed run went on
@@ -98,17 +138,21 @@ def classify() -> mp.Manifest:
 
         def aware(task: mp.Task) -> Any:
             held = mp.hold_zeros(model) if mp.sparsity(model) else model
-            return fit(quantize_aware(held, images), rounded, task, stage)
+            return tune(quantize_aware(held, images), rounded, task, stage)
 
         return run.model(stage, aware, measure, rounded.epochs)
 
     def measure(model: Any) -> dict[str, Any]:
-        return {**dataclasses.asdict(mp.model_facts(model)), "accuracy": mp.validate(model, dataset)}
+        return {**export_stages.facts_of(model), "accuracy": mp.validate(model, dataset)}
 
     with run.progress:
-        models = {"base": run.model("base", lambda task: fit(base, first, task, "base"), measure, first.epochs)}
+        models = {
+            "base": run.model(
+                "base", lambda task: fit(base, first, task, "base", *regularisers()), measure, first.epochs
+            )
+        }
         models[s80] = run.model(s80, lambda task: sparsify(models["base"], task, s80), measure, fine.epochs)
-        models[c50] = run.model(c50, lambda task: fit(cut(models["base"]), fine, task, c50), measure, fine.epochs)
+        models[c50] = run.model(c50, lambda task: cut_and_tuned(models["base"], task, c50), measure, fine.epochs)
         # Channels first, then the zeros: those that are left stay, and what is missing to the target is added.
         models[both] = run.model(both, lambda task: sparsify(cut(models[s80]), task, both), measure, fine.epochs)
         if FLAGS.control:
@@ -131,6 +175,12 @@ def load() -> tuple[mp.Dataset, Any]:
         raise SettingsError(f"{FLAGS.model} takes {contract.height}×{contract.width} images; leave out --image_size.")
     if FLAGS.max_drop is not None and "float32" not in FLAGS.recipes:
         raise SettingsError("--max_drop is measured against base float32: name float32 among --recipes.")
+    if FLAGS.distill and FLAGS.sparsity_backend == "tfmot":
+        raise SettingsError("--distill needs --sparsity_backend=mobileprune: the toolkit trains without a teacher.")
+    if FLAGS.regularise != "none" and not FLAGS.train_epochs:
+        raise SettingsError(
+            f"--regularise={FLAGS.regularise} acts while the base trains: give --train_epochs=1 or more."
+        )
     mp.set_seed(FLAGS.seed)
     dataset = mp.load_dataset(FLAGS.dataset, contract, seed=FLAGS.seed, strict=FLAGS.strict)
     if FLAGS.limit_images:
@@ -177,6 +227,14 @@ def steps(
     # A step with rounding takes about twice as long as one without.
     aware = {f"{name}_qat": 2 * rounded.steps(images) for name in work} if rounded.epochs else {}
     return {**work, **aware, **export_stages.STEPS}
+
+
+def regularisers() -> list[Any]:
+    """The callback that prepares the cut while the base trains, if one was asked for."""
+    if FLAGS.regularise == "none":
+        return []
+    kind = mp.GroupLasso if FLAGS.regularise == "group_lasso" else mp.BatchNormL1
+    return [kind(FLAGS.regularise_strength)]
 
 
 def tensorboard(stage: str) -> list[Any]:

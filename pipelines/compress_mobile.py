@@ -15,7 +15,6 @@ Exit codes: 0 done; 2 bad input, one line says what.
 
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +75,11 @@ def compress() -> mp.Manifest:
         task.note(f"{sparsity_options.share():.0%} zeros by second order")
         return sparsity_options.prune_one_shot(ready, options.pruning_images(images))
 
-    def measure(found: Any) -> dict[str, Any]:
-        return dataclasses.asdict(mp.model_facts(found))
-
     with run.progress:
-        models = {"base": run.model("base", lambda task: model, measure)}
-        models[name] = run.model(name, cut, measure)
+        models = {"base": run.model("base", lambda task: model, export_stages.facts_of)}
+        models[name] = run.model(name, cut, export_stages.facts_of)
         if zeros:
-            models[zeros] = run.model(zeros, sparsify, measure)
+            models[zeros] = run.model(zeros, sparsify, export_stages.facts_of)
         return export_stages.export(run, models, dataset, exporting)
 
 

@@ -11,13 +11,14 @@ import mobileprune as mp
 from mobileprune.calibration import Ranges, calibrate
 from mobileprune.data import Dataset
 from mobileprune.errors import ConversionError, InterpreterError, MobilePruneWarning, VerificationError
+from mobileprune.json_record import Json, Record
 from mobileprune.layer_names import float_layers
 from mobileprune.metadata import Metadata, add_metadata
 from mobileprune.min_runtime import with_minimum_runtime
 from mobileprune.mixed_precision import choose_precision
 from mobileprune.mixed_recipe import Recipe
 from mobileprune.recipes import LEARNED_RECIPES, quantize
-from mobileprune.records import Json, Record, Variant
+from mobileprune.records import Variant
 
 # Below this share of zeros hardly any weight takes less room when its zeros are left out.
 SPARSE_FROM = 0.5

@@ -12,9 +12,9 @@ import mobileprune as mp
 from mobileprune.console import exit_code, make_console
 from mobileprune.errors import SettingsError
 from mobileprune.recommend import Limits, baseline_of, meets
-from mobileprune.records import Manifest
 from mobileprune.report.markdown import table_head, table_row
 from mobileprune.report.words import comparison_with_control, goals, notes
+from mobileprune.run_records import Manifest
 
 
 def show(manifest: Manifest, folder: Path) -> None:

@@ -18,6 +18,7 @@ from mobileprune.data import Dataset, Split
 from mobileprune.errors import InterpreterError, VerificationError
 from mobileprune.evaluate import evaluate
 from mobileprune.files import file_digest, write_bytes
+from mobileprune.json_record import Json
 from mobileprune.manifest import FILE as MANIFEST_FILE
 from mobileprune.manifest import (
     SCHEMA,
@@ -31,20 +32,10 @@ from mobileprune.manifest import (
 )
 from mobileprune.min_runtime import minimum_runtime
 from mobileprune.recommend import recommend
-from mobileprune.records import (
-    Json,
-    Latency,
-    Manifest,
-    ModelPort,
-    Port,
-    Rejected,
-    RuntimeCheck,
-    Variant,
-    VariantRecord,
-    Verification,
-)
+from mobileprune.records import Latency, RuntimeCheck, Variant, Verification
 from mobileprune.report.html import write_html
 from mobileprune.report.markdown import write_markdown
+from mobileprune.run_records import Manifest, ModelPort, Port, Rejected, VariantRecord
 from mobileprune.runtime_checks import verify_runtimes
 from mobileprune.tflite_graph import read_graph
 from mobileprune.verify import reference_outputs, verify
@@ -72,6 +63,12 @@ class ExportSettings:
     command: str
     runtimes: tuple[str, ...] = ()
     labelled: bool = True
+
+
+def facts_of(model: Any) -> Json:
+    """What a stage's record says of the model that it made."""
+    layers = [layer.to_json() for layer in mp.record_of_layers(model)]
+    return {**dataclasses.asdict(mp.model_facts(model)), "layers": layers}
 
 
 def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: ExportSettings) -> Manifest:

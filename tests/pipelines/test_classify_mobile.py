@@ -256,7 +256,7 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tiny_model,
 
 def test_photographs_and_a_given_model_go_through_untrained(photos, tmp_path):
     keras.utils.set_random_seed(0)
-    model = keras.applications.MobileNetV2(weights=None, alpha=0.35, input_shape=(96, 96, 3), classes=5)
+    model = keras.applications.MobileNet((96, 96, 3), alpha=0.25, weights=None, classes=5)
     data = mobileprune.load_dataset(str(photos), mobileprune.default_preprocess(str(photos)))
     settings = mobileprune.TrainSettings(epochs=1, batch_size=20, learning_rate=2e-3)
     mobileprune.train(model, data, settings)
@@ -292,9 +292,30 @@ def test_photographs_and_a_given_model_go_through_untrained(photos, tmp_path):
     assert manifest["stages"][0]["accuracy"] == pytest.approx(mobileprune.validate(base, data))
 
 
+def test_cuts_in_steps_with_a_teacher_survive_a_kill_in_the_second_one(tiny_model, tmp_path):
+    def flags(folder):
+        small = ("--recipes=float32", "--benchmark_rounds=1", "--prune_steps=2", "--distill=0.5")
+        return (*TINY, *small, f"--model={tiny_model}", f"--out_dir={folder}")
+
+    second = tmp_path / "killed" / "checkpoints" / "c50.partial" / "steps" / "step_2"
+    kill_when(flags(tmp_path / "killed"), lambda: (second / "cut.keras").exists())
+    manifests = []
+    for folder in (tmp_path / "killed", tmp_path / "whole"):
+        done = classify(*flags(folder))
+        assert done.returncode == 0, done.stderr
+        manifests.append(checked_manifest(folder))
+    resumed, whole = ({each["model"]: each["sha256"] for each in manifest["variants"]} for manifest in manifests)
+    assert resumed == whole
+    (stage,) = (stage for stage in manifests[0]["stages"] if stage["name"] == "c50")
+    assert [epoch["epoch"] for epoch in stage["curve"]] == [1, 2]
+    base, c50 = (next(s for s in manifests[0]["stages"] if s["name"] == name) for name in ("base", "c50"))
+    assert 0.25 * base["macs"] < c50["macs"] <= 0.5 * base["macs"]
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--distill=0.5", "--sparsity_backend=tfmot"], ["--distill needs --sparsity_backend=mobileprune"]),
         (["--dataset=cifar"], ["Unknown dataset 'cifar'", "fashion_mnist, fashion_mnist_full"]),
         (["--model=mobilenet_v9"], ["Unknown model 'mobilenet_v9'", "mobilenet_small", "efficientnet_b0"]),
         (["--model=missing.keras"], ["There is no model file missing.keras"]),
@@ -303,6 +324,7 @@ def test_photographs_and_a_given_model_go_through_untrained(photos, tmp_path):
         (["--recipes=float32,int5"], ["There is no recipe 'int5'", "dynamic_int8"]),
         (["--importance=beauty"], ["beauty", "batch_norm_scale"]),
         (["--keep=nothing_*"], ["keep='nothing_*' matches no layer"]),
+        (["--regularise=batch_norm", "--train_epochs=0"], ["--regularise=batch_norm acts while", "--train_epochs=1"]),
         (["--dataset=/nowhere/photos"], ["/nowhere/photos"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
