@@ -7,7 +7,8 @@ The default network on the whole of Fashion-MNIST; accuracy on the 10,000 test i
 
   full          --lasso_epochs in which `mp.GroupLasso` presses whole channels of the base towards zero; --steps cuts,
                 each ranked anew, with --between_epochs after all but the last, in which channels are pressed, too; the
-                rest after the last cut. In all of them the base teaches (`mp.Distillation`).
+                rest after the last cut. In all of them the base teaches (`mp.Distillation`), and they are one cycle of
+                the learning rate.
   one_shot      one cut, and all epochs after it, as `classify_mobile.py` does by default.
   control       a narrower network with fresh weights and no more MACs, trained for the base's epochs and these.
   iterative     the steps alone, without regulariser and teacher.
@@ -77,10 +78,18 @@ class Job:
     folder: Path
     tuning: mp.TrainSettings
 
-    def train(self, model: Any, epochs: int, folder: Path | None, pressed: bool = False, taught: bool = False) -> Any:
-        """Some of the epochs after the base."""
+    def train(
+        self,
+        model: Any,
+        epochs: int,
+        folder: Path | None,
+        pressed: bool = False,
+        taught: bool = False,
+        start: int = 0,
+    ) -> Any:
+        """Some of the epochs after the base, with the learning rates that these have in one cycle over all of them."""
         teaching = mp.Distillation(self.base, TEMPERATURE.value, WEIGHT.value, FEATURES.value) if taught else None
-        settings = dataclasses.replace(self.tuning, epochs=epochs)
+        settings = dataclasses.replace(self.tuning, epochs=epochs, start=start, cycle=FINETUNE_EPOCHS.value)
         callbacks = [regulariser()] if pressed and LASSO.value else []
         return mp.train(model, self.dataset, settings, checkpoint=folder, callbacks=callbacks, distillation=teaching)
 
@@ -104,8 +113,9 @@ class Job:
         def finetune(present: Any, step: int, folder: Path | None) -> Any:
             ends = step == STEPS.value
             own = last if ends else BETWEEN.value
+            start = FINETUNE_EPOCHS.value - epochs + BETWEEN.value * (step - 1)
             again = mp.recalibrate(present, self.images)
-            return self.train(again, own, folder, pressed=pressed and not ends, taught=taught)
+            return self.train(again, own, folder, pressed=pressed and not ends, taught=taught, start=start)
 
         return mp.prune_iteratively(
             model,
@@ -154,7 +164,8 @@ def distillation(job: Job) -> Any:
 def lasso(job: Job) -> Any:
     """Pressed, then one cut."""
     left = FINETUNE_EPOCHS.value - LASSO_EPOCHS.value
-    return job.train(job.cut_at_once(job.pressed(taught=False)), left, job.folder / "tuned")
+    cut = job.cut_at_once(job.pressed(taught=False))
+    return job.train(cut, left, job.folder / "tuned", start=LASSO_EPOCHS.value)
 
 
 ALL: dict[str, Callable[[Job], Any]] = {
@@ -185,7 +196,7 @@ def base_of(seed: int, dataset: mp.Dataset) -> Any:
             return mp.load_model(each)
     mp.set_seed(seed)
     fresh = mp.build_model("mobilenet_small", dataset.preprocess, len(dataset.labels))
-    settings = mp.TrainSettings(TRAIN_EPOCHS.value, 64, 3e-3, True, seed)
+    settings = mp.TrainSettings(TRAIN_EPOCHS.value, 64, 3e-3, True, seed, fused_norms=True)
     folder = path.with_suffix(".partial")
     trained = mp.train(fresh, dataset, settings, checkpoint=folder)
     mp.save_checkpoint(trained, path)
@@ -242,7 +253,7 @@ def run(folder: Path) -> None:
         for share, way in wanted:
             name, started = f"{way} {share} {seed}", time.monotonic()
             own = folder / name.replace(" ", "_")
-            tuning = mp.TrainSettings(1, 64, 2e-3, True, seed)
+            tuning = mp.TrainSettings(1, 64, 2e-3, True, seed, fused_norms=True)
             mp.set_seed(seed)
             job = Job(base_of(seed, dataset), dataset, images, float(share), seed, own, tuning)
             model = ALL[way](job)

@@ -39,6 +39,7 @@ _HOMES = {
     "prune": ("narrower", "prune_channels"),
     "regularization": ("BatchNormL1", "GroupLasso", "GrowingRegularization"),
     "compose": ("compose_plans",),
+    "fused_norms": ("fused_batch_norms",),
     "iterative": ("IterativePruning", "prune_iteratively", "share_epochs"),
     "channel_calls": ("register_channels",),
     "inspect": ("layer_facts", "model_facts", "record_of_layers"),

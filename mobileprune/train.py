@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from mobileprune.data import Dataset
 from mobileprune.distillation import Distillation, taught
-from mobileprune.errors import DatasetError, ModelError, OutputError
+from mobileprune.errors import DatasetError, ModelError, OutputError, SettingsError
 from mobileprune.files import read_json, write_json
+from mobileprune.fused_norms import fused_batch_norms
 from mobileprune.models import gives_probabilities
 
 # Keras keeps the outputs of all layers until a call ends: images of so many values at once, 13 of 224×224×3.
@@ -36,6 +37,15 @@ class TrainSettings:
         learning_rate: peak of a one-cycle schedule: linear warm-up over the first tenth, cosine decay to zero.
         augment: random flips and shifts of the training images.
         seed: order of the images and of the augmentation.
+        start: epochs of the same cycle that other trainings had before. Images come in the order of the later epochs.
+        cycle: epochs of the whole cycle that these are a part of; these and those before by default. A network that is
+            cut in steps can learn in a single cycle over all of them (Hubens et al. 2021, arXiv:2107.02086).
+        fused_norms: batch normalisations as one op where that can be, see `mobileprune.fused_batch_norms`: faster on
+            processors, and the same up to rounding.
+
+    Example:
+        >>> first = TrainSettings(epochs=2, cycle=6)
+        >>> last = TrainSettings(epochs=4, start=2)
     """
 
     epochs: int
@@ -43,10 +53,25 @@ class TrainSettings:
     learning_rate: float = 2e-3
     augment: bool = True
     seed: int = 0
+    start: int = 0
+    cycle: int | None = None
+    fused_norms: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cycle is not None and self.cycle < self.start + self.epochs:
+            raise SettingsError(
+                f"{self.epochs} epochs after {self.start} others are no part of a cycle of {self.cycle}. Raise cycle."
+            )
 
     def steps(self, images: int) -> int:
         """Number of batches that `epochs` epochs of `images` images apply."""
         return self.epochs * -(-images // self.batch_size)
+
+    def rates(self, images: int) -> Any:
+        """The learning rate of each of these batches, as a Keras schedule."""
+        epoch = -(-images // self.batch_size)
+        whole = self.start + self.epochs if self.cycle is None else self.cycle
+        return one_cycle(self.learning_rate, whole * epoch, self.start * epoch)
 
 
 def train(
@@ -87,8 +112,7 @@ def train(
         done, random = _finished(checkpoint / "epoch.json")
         model = load_checkpoint(checkpoint / f"epoch_{done}.keras")
     else:
-        steps = settings.steps(len(dataset.train))
-        compile_classifier(model, one_cycle(settings.learning_rate, steps))
+        compile_classifier(model, settings.rates(len(dataset.train)))
         random = [[settings.seed + number, 0] for number in range(len(_random_states(model)))]
     # What dropout draws must not depend on what this process did before; Keras does not save it.
     for state, value in zip(_random_states(model), random, strict=True):
@@ -96,11 +120,12 @@ def train(
     if done >= settings.epochs:
         return model
     images = dataset.train.batches(
-        settings.batch_size, shuffle_seed=settings.seed, augment=settings.augment, epoch=done
+        settings.batch_size, shuffle_seed=settings.seed, augment=settings.augment, epoch=settings.start + done
     )
+    norms = fused_batch_norms if settings.fused_norms else contextlib.nullcontext
     watch = _Watch(checkpoint, on_batch, on_epoch, done * -(-len(dataset.train) // settings.batch_size))
     try:
-        with taught(model, distillation):
+        with taught(model, distillation), norms(model):
             model.fit(
                 images,
                 validation_data=dataset.validation.batches(256),
@@ -258,12 +283,38 @@ def _random_states(model: Any) -> list[Any]:
     return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
 
 
-def one_cycle(peak: float, steps: int) -> Any:
-    """A learning rate that rises to `peak` over the first tenth of the steps and falls along a cosine to 0."""
+def one_cycle(peak: float, steps: int, start: int = 0) -> Any:
+    """A learning rate that rises to `peak` over the first tenth of the steps and falls along a cosine to 0.
+
+    Args:
+        peak: the largest.
+        steps: of the whole cycle.
+        start: the step of it at which a training begins.
+    """
     warm_up = max(1, steps // 10)
-    return keras.optimizers.schedules.CosineDecay(
+    whole = keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=peak / 10,
         decay_steps=max(1, steps - warm_up),
         warmup_target=peak,
         warmup_steps=warm_up,
     )
+    return _From(whole, start) if start else whole
+
+
+@keras.saving.register_keras_serializable(package="mobileprune")
+class _From(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule from one of its steps on."""
+
+    def __init__(self, schedule: Any, start: int) -> None:
+        super().__init__()
+        self.schedule, self.start = schedule, start
+
+    def __call__(self, step: Any) -> Any:
+        return self.schedule(step + self.start)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "start": self.start}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "_From":
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]), config["start"])

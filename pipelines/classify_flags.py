@@ -51,6 +51,7 @@ def define() -> None:
     flags.DEFINE_float("learning_rate", 3e-3, "Peak while the base model trains.", lower_bound=0)
     flags.DEFINE_float("finetune_learning_rate", 2e-3, "Peak after pruning.", lower_bound=0)
     flags.DEFINE_bool("augment", True, "Flip and shift the training images.")
+    flags.DEFINE_bool("fused_norms", False, "Train each batch normalisation as one op: faster without a GPU.")
     flags.DEFINE_integer(
         "quantize_aware_epochs", 0, "Training of each model with the rounding of int8; 0 makes none.", lower_bound=0
     )

@@ -38,7 +38,12 @@ def classify() -> mp.Manifest:
     """The whole job; every stage is a function of the library, and `run` keeps what is finished."""
     dataset, base = load()
     fine = mp.TrainSettings(
-        FLAGS.finetune_epochs, FLAGS.batch_size, FLAGS.finetune_learning_rate, FLAGS.augment, FLAGS.seed
+        FLAGS.finetune_epochs,
+        FLAGS.batch_size,
+        FLAGS.finetune_learning_rate,
+        FLAGS.augment,
+        FLAGS.seed,
+        fused_norms=FLAGS.fused_norms,
     )
     first = dataclasses.replace(fine, epochs=FLAGS.train_epochs, learning_rate=FLAGS.learning_rate)
     rounded = dataclasses.replace(
@@ -115,8 +120,8 @@ def classify() -> mp.Manifest:
         some = options.pruning_images(images)
 
         def finetune(present: Any, step: int, folder: Path | None) -> Any:
-            own = dataclasses.replace(fine, epochs=epochs[step - 1])
             before = sum(epochs[: step - 1])
+            own = dataclasses.replace(fine, epochs=epochs[step - 1], start=before, cycle=fine.epochs)
             again = mp.recalibrate(present, images)
             return tune(again, own, task, f"{stage}_{step}", folder=folder, before=before)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobileprune.data import load_dataset
-from mobileprune.errors import ModelError, OutputError
+from mobileprune.errors import ModelError, OutputError, SettingsError
 from mobileprune.pruning_callbacks import UpdatePruningStep
 from mobileprune.records import Preprocess
 from mobileprune.schedules import PolynomialDecay
@@ -64,6 +65,62 @@ def weights(model):
 def test_steps_count_the_last_small_batch():
     assert TrainSettings(epochs=3, batch_size=64).steps(130) == 9
     assert TrainSettings(epochs=0).steps(130) == 0
+
+
+def test_parts_of_a_cycle_have_the_rates_of_the_whole():
+    whole = TrainSettings(epochs=6, batch_size=16, learning_rate=0.01)
+    parts = [
+        dataclasses.replace(whole, epochs=1, cycle=6),
+        dataclasses.replace(whole, epochs=2, start=1, cycle=6),
+        dataclasses.replace(whole, epochs=3, start=3),
+    ]
+    rates = [float(part.rates(80)(step)) for part in parts for step in range(part.steps(80))]
+    np.testing.assert_allclose(rates, [float(whole.rates(80)(step)) for step in range(6 * STEPS)], rtol=1e-6)
+    # Else the first part would end at zero.
+    assert rates[4] > 0.009
+
+
+def test_a_part_that_does_not_fit_its_cycle_is_refused():
+    with pytest.raises(SettingsError, match=r"3 epochs after 4 others are no part of a cycle of 6"):
+        TrainSettings(epochs=3, start=4, cycle=6)
+
+
+def test_a_resumed_part_of_a_cycle_equals_one_that_was_not_interrupted(dataset, tmp_path):
+    part = dataclasses.replace(SETTINGS, epochs=3, start=2, cycle=7)
+    whole = train(network(), dataset, part, checkpoint=tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(network(), dataset, part, checkpoint=tmp_path / "killed", callbacks=[KillAt(STEPS + 2)])
+    resumed = train(network(), dataset, part, checkpoint=tmp_path / "killed")
+    for mine, theirs in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_array_equal(np.array(mine), np.array(theirs), err_msg=mine.path)
+    rate = float(resumed.optimizer.learning_rate)
+    assert rate == pytest.approx(float(TrainSettings(7, 16, 0.01).rates(80)(5 * STEPS)), rel=1e-5)
+
+
+def test_parts_see_other_images_than_the_epochs_before_them(dataset):
+    def first_loss(start):
+        losses = []
+        note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(logs["loss"]))
+        train(network(), dataset, TrainSettings(1, 16, start=start, cycle=2), callbacks=[note])
+        return losses[0]  # of fresh weights, whatever the rate
+
+    assert first_loss(0) == first_loss(0)
+    assert first_loss(1) != pytest.approx(first_loss(0), rel=1e-4)
+
+
+def test_fused_norms_train_the_same_network(dataset, tmp_path):
+    def trained(epochs, folder, fused, *callbacks):
+        settings = TrainSettings(epochs, 16, fused_norms=fused)
+        return train(network(), dataset, settings, checkpoint=tmp_path / folder, callbacks=callbacks)
+
+    plain, fused = trained(2, "plain", False), trained(2, "fused", True)
+    for mine, theirs in zip(fused.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-2, atol=1e-4)
+    with pytest.raises(Killed):
+        trained(2, "killed", True, KillAt(STEPS + 2))
+    resumed = trained(2, "killed", True)
+    for mine, theirs in zip(resumed.get_weights(), fused.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_no_epochs_change_nothing(dataset, tmp_path):

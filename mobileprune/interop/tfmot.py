@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mobileprune.errors import DatasetError, InteropError, ModelError, OutputError, SparsityError, known_names
+from mobileprune.errors import (
+    DatasetError,
+    InteropError,
+    ModelError,
+    OutputError,
+    SettingsError,
+    SparsityError,
+    known_names,
+)
 from mobileprune.files import read_json, write_json
 from mobileprune.graph import clone, leaves, same_layer
 from mobileprune.interop import process
@@ -115,6 +123,7 @@ def train_with_tfmot(
         InteropError: the model has no equal in tf_keras, or tfmot refuses a layer.
         ModelError: the loss became NaN.
         OutputError: the checkpoint cannot be written or read.
+        SettingsError: the epochs are a part of a longer cycle.
 
     Example:
         >>> schedule = mp.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=60, frequency=10)
@@ -125,6 +134,8 @@ def train_with_tfmot(
         for schedule in schedules:
             if schedule is not None:
                 _check_reached(to_tfmot_schedule(schedule), settings.steps(len(dataset.train)))
+    if settings.start or settings.cycle is not None:
+        raise SettingsError("tfmot trains in a cycle of its own. Leave start and cycle of the settings as they are.")
     from_logits = not gives_probabilities(model)
 
     def train(wrapped: Any, callbacks: list[Any]) -> None:

@@ -5,6 +5,7 @@ from interop.twins import randomized
 
 import mobileprune as mp
 from mobileprune.data import load_dataset
+from mobileprune.errors import SettingsError
 from mobileprune.interop import process
 from mobileprune.records import Preprocess
 
@@ -145,3 +146,8 @@ def test_what_the_toolkit_refuses_is_named():
         mp.prune_low_magnitude_with_tfmot(upwards, schedule, fit)
     with pytest.raises(mp.errors.SparsityError, match="Layers with kernels: first, second"):
         mp.prune_low_magnitude_with_tfmot(dense(), {"head": schedule}, fit)
+
+
+def test_a_part_of_a_cycle_is_refused(dataset):
+    with pytest.raises(SettingsError, match="tfmot trains in a cycle of its own"):
+        mp.train_with_tfmot(network(), dataset, mp.TrainSettings(1, 16, start=1), SCHEDULE)
