@@ -33,7 +33,7 @@ def define() -> None:
     flags.DEFINE_string(
         "device",
         "host",
-        f"{known_names(DEVICES)} (emulated where this machine is none), the serial of a phone, or all that are set up.",
+        f"{known_names(DEVICES)} (emulated on other machines), the serial of a phone, or all that are set up.",
     )
     flags.DEFINE_bool("compare", False, "Say which files are really faster than the first, and which are not.")
     flags.DEFINE_float(

@@ -184,7 +184,9 @@ def _prune(arguments: Sequence[str]) -> None:
 
 def _prune_flags() -> None:
     options.define_pruning()
-    image_flags.define("A folder of images without labels, for obs, taylor and compensation.")
+    image_flags.define(
+        "A folder of images without labels: for importances that look at images, --blocks and compensation."
+    )
     options.define_calibration()
     flags.DEFINE_string("plan", None, "A plan made before, in the place of a new one.")
     flags.DEFINE_string("out", None, "The .keras file to write; the plan goes beside it.", required=True)

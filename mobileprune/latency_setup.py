@@ -62,7 +62,7 @@ def cache_folder() -> Path:
 
 
 def measuring(device: str | AndroidSettings | MeasureFiles, threads: int = 1) -> MeasureFiles:
-    """What times files on a device: `"host"`, `"arm64"` (emulated where this machine is none), a phone, or a function.
+    """What times files on a device: `"host"`, `"arm64"` (emulated on other machines), a phone, or a function.
 
     Raises:
         SettingsError: an unknown name, or settings of a phone that cannot be meant.

@@ -35,7 +35,9 @@ WITH_IMAGES = ("taylor", "hessian", "apoz", "activation_mean", "reconstruction",
 
 def define_input() -> None:
     """Flags that say what the model's input is."""
-    flags.DEFINE_enum("fit", None, ["crop", "stretch"], "How an image of another shape fits. Default: the data's.")
+    flags.DEFINE_enum(
+        "fit", None, ["crop", "stretch"], "How an image of another shape fits. Default: crop; Fashion-MNIST: stretch."
+    )
     flags.DEFINE_float("input_mean", None, "Subtracted from 0..255 values. Default: what the model is known to want.")
     flags.DEFINE_float("input_std", None, "Divides them afterwards. Default: the same.", lower_bound=1e-6)
 
@@ -65,7 +67,7 @@ def define_pruning(importance: str | None = None, compensate: str | None = None)
     flags.DEFINE_string(
         "latency_device",
         "host",
-        "Where: host, arm64 (emulated where this machine is none), or a phone's serial from adb devices. Its table of "
+        "Where: host, arm64 (emulated on other machines), or a phone's serial from adb devices. Its table of "
         "tiny files is measured once and kept.",
     )
     flags.DEFINE_string(

@@ -49,7 +49,7 @@ def quantize_aware(model: Any, calibration: Any | None = None, *, momentum: floa
 
     Example:
         >>> aware = quantize_aware(model, calibration=images)                           # doctest: +SKIP
-        >>> aware = mp.train(aware, data, mp.TrainSettings(epochs=1, learning_rate=3e-4))   # doctest: +SKIP
+        >>> aware = mp.train(aware, data, mp.TrainSettings(epochs=1, learning_rate=1e-4))   # doctest: +SKIP
         >>> (file,) = mp.convert(aware, ["int8"])                                       # doctest: +SKIP
     """
     if is_quantize_aware(model):

@@ -152,9 +152,9 @@ class GroupLasso(_Lasso):
     weights; to first order in the learning rate that is a gradient step on the sum of both penalties.
 
     Args:
-        strength: 0.1 is a start for Adam: the typical weight of a unit that training does not defend shrinks by
-            strength × rate in a step, so weights of 0.1 vanish in 1,000 steps of rate 0.001. With SGD it is compared
-            with the gradient: a unit vanishes whose typical gradient is below it.
+        strength: 0.02 is a start for Adam and a thousand steps: the typical weight of a unit that training does not
+            defend shrinks by strength × rate in a step, so with 0.1 weights of 0.1 vanish in 1,000 steps of rate 0.001.
+            With SGD it is compared with the gradient: a unit vanishes whose typical gradient is below it.
         keep, prune_only: as in `plan_channels`; groups that may lose no channel are not pressed.
         optimizer: see `Regularizer`.
 
@@ -163,7 +163,7 @@ class GroupLasso(_Lasso):
         PlanError: no group may lose channels, or a pattern matches no layer.
 
     Example:
-        >>> model.fit(x, y, callbacks=[GroupLasso(0.1)])                                       # doctest: +SKIP
+        >>> model.fit(x, y, callbacks=[GroupLasso(0.02)])                                      # doctest: +SKIP
         >>> plan_channels(model, macs=0.5, importance="l2", normalise="max")                    # doctest: +SKIP
     """
 

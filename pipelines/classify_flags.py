@@ -55,7 +55,7 @@ def define() -> None:
     flags.DEFINE_integer(
         "quantize_aware_epochs", 0, "Training of each model with the rounding of int8; 0 makes none.", lower_bound=0
     )
-    flags.DEFINE_float("quantize_aware_learning_rate", 3e-4, "Peak while it trains with rounding.", lower_bound=0)
+    flags.DEFINE_float("quantize_aware_learning_rate", 1e-4, "Peak while it trains with rounding.", lower_bound=0)
 
     flags.DEFINE_enum(
         "regularise",
@@ -63,7 +63,9 @@ def define() -> None:
         ["none", "group_lasso", "batch_norm"],
         "What the base's training presses towards zero, so that a cut costs less: whole channels or batch-norm scales.",
     )
-    flags.DEFINE_float("regularise_strength", 0.1, "How hard: a share of an Adam step.", lower_bound=1e-6)
+    flags.DEFINE_float(
+        "regularise_strength", 0.02, "How hard: a share of an Adam step; less for more epochs.", lower_bound=1e-6
+    )
 
     sparsity_options.define(training=True)
     options.define_pruning(importance="l2", compensate="none")  # the fine-tune heals what is cut

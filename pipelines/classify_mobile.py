@@ -7,8 +7,9 @@
 Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels removed until half of the
 multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50;
 `--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`); `--prune_steps` cuts c50 in several
-steps with training between, and `--distill` has the base teach whatever is fine-tuned. Each is written in every recipe,
-verified against its Keras model on every runtime that is set up, evaluated on the test images and timed here.
+steps with training between, and `--distill` has the base teach whatever is fine-tuned. Each is written in every recipe
+that suits it (sparse ones need zeros, and what was trained with rounding becomes int8), verified against its Keras model
+on every runtime that is set up, evaluated on the test images and timed here.
 A run that was killed goes on where it was when the same command is given again.
 
 Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop, --max_bytes and --max_latency_ms.
@@ -229,8 +230,7 @@ def steps(
     images = len(dataset.train)
     control = {"control": first.steps(images) + fine.steps(images)} if FLAGS.control else {}
     work = {"base": max(1, first.steps(images)), **dict.fromkeys(tuned, max(1, fine.steps(images))), **control}
-    # A step with rounding takes about twice as long as one without.
-    aware = {f"{name}_qat": 2 * rounded.steps(images) for name in work} if rounded.epochs else {}
+    aware = {f"{name}_qat": rounded.steps(images) for name in work} if rounded.epochs else {}
     return {**work, **aware, **export_stages.STEPS}
 
 

@@ -100,6 +100,8 @@ def export_settings(pipeline: str, labelled: bool = True, max_drop: float | None
 def model_settings(free: Iterable[str]) -> dict[str, Any]:
     """All flags that the models depend on, as JSON types; `free` ones and those of the export are left out."""
     left_out = {*free, *EXPORT}
+    if FLAGS.latency_ms or FLAGS.speedup:
+        left_out.remove("threads")  # which channels go depends on them
     values = {flag.name: flag.value for flag in _flags() if flag.name not in left_out}
     return {**values, "model_file": mp.file_digest(FLAGS.model)} if mp.is_model_file(FLAGS.model) else values
 

@@ -23,7 +23,7 @@ def benchmark(
 
     Args:
         variant: the file.
-        device: `"host"`, this machine's processor; `"arm64"`, which is emulated where this machine is none: then the
+        device: `"host"`, this machine's processor; `"arm64"`, which is emulated on other machines: then the
             record's `device` says so, and its times are nobody's latency; or the serial of a phone that adb lists.
         threads: of the interpreter.
         android: how a phone is used; it needs a runner.
