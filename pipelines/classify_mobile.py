@@ -8,8 +8,8 @@ Four models come out: `base`; `s80`, 80% of the weights zero; `c50`, channels re
 multiply-accumulates are left; `c50_s80`, both. `--control` adds a narrower network, trained as long as c50;
 `--quantize_aware_epochs` trains each on with the rounding of int8 (`c50_qat`); `--prune_steps` cuts c50 in several
 steps with training between, and `--distill` has the base teach whatever is fine-tuned. Each is written in every recipe
-that suits it (sparse ones need zeros, and what was trained with rounding becomes int8), verified against its Keras model
-on every runtime that is set up, evaluated on the test images and timed here.
+that suits it (sparse ones need zeros, what was trained with rounding becomes int8), verified against its Keras model on
+every runtime that is set up, evaluated on the test images and timed here.
 A run that was killed goes on where it was when the same command is given again.
 
 Exit codes: 0 done; 2 bad input, one line says what; 3 no file meets --max_drop, --max_bytes and --max_latency_ms.
