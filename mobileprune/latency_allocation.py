@@ -6,7 +6,6 @@ groups that share an op brought up to date (NetAdapt, Yang et al. 2018; HALP, Sh
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -59,6 +58,7 @@ class GroupLatency:
 
     def __init__(self, graph: ChannelGraph, rankings: Mapping[str, Ranking], latency: LatencyModel) -> None:
         self._latency = latency
+        self._times: dict[tuple[int, tuple[int, ...]], float] = {}
         self.touched: dict[str, list[int]] = {name: [] for name in rankings}
         groups = {group.name: group for group in graph.groups if group.name in rankings}
         roots = graph.ids.roots()
@@ -98,11 +98,9 @@ class GroupLatency:
             fixed + sum(int(by_kept[kept[name]]) for name, by_kept in groups.items())
             for fixed, groups in self._vectors[unit]
         )
-        return self._time(unit, counts)
-
-    @functools.cache  # noqa: B019 - lives as long as one plan
-    def _time(self, unit: int, counts: tuple[int, ...]) -> float:
-        return self._latency.unit_ns(unit, counts)
+        if (unit, counts) not in self._times:
+            self._times[unit, counts] = self._latency.unit_ns(unit, counts)
+        return self._times[unit, counts]
 
 
 class LatencyAllocation:

@@ -26,8 +26,9 @@ from mobileprune.single_ops import empty_op, single_op
 MeasureFiles = Callable[[Sequence[Variant]], list[Latency | InterpreterError]]
 # Where a count is measured, as shares of the layer's own; in between it is interpolated.
 SHARES = (1.0, 0.625, 0.375, 0.125)
-# Measured counts are multiples of this, which kernels are made for.
+# Measured counts are multiples of this, which kernels are made for; of narrow layers of half of it.
 FRIENDLY = 16
+_NARROW = 64
 SCHEMA = 1
 # Files that are measured in one call, so that hundreds of them are never in memory together.
 _BATCH_BYTES = 512 << 20
@@ -121,6 +122,8 @@ class LatencyTable:
                 raise InterpreterError(f"The device changed from {self.place} to {result.device}, {result.runtime}.")
             self._times[signature] = max(0.0, result.p50_ms * 1e6 - self.overhead_ns) / copies
         if self._path is not None:
+            if self._path.exists():  # what another process has measured meanwhile
+                self._times = {**_read(self._path, self.place), **self._times}
             told = {"schema": SCHEMA, **dataclasses.asdict(self.place), "nanoseconds": self._times}
             write_json(self._path, told)
         if failed:  # the others' times are kept
@@ -158,6 +161,8 @@ class Curve:
         ]
         # A concatenation of many would need a table of many dimensions: its inputs are narrowed alike.
         self._alike = sum(len(axis) > 1 for axis in self._axes) > 2
+        self._inputs = _joined(unit) if self._alike else ()
+        self._sums = np.zeros(0)
         # Counts are rounded up to these: a kernel that works on 16 channels takes as long for 9 of them.
         self.steps = [1] * len(self._axes)
         self._values = np.zeros(0)
@@ -171,7 +176,13 @@ class Curve:
         return [*inner, *(point for place in range(len(self._axes)) for point in self._probe(place)[:1])]
 
     def _scaled(self, share: float) -> Shape:
-        return tuple(int(axis[np.abs(axis - share * axis[-1]).argmin()]) for axis in self._axes)
+        counts = [int(axis[np.abs(axis - share * axis[-1]).argmin()]) for axis in self._axes]
+        if self._inputs:
+            counts[self._unit.places[self._unit.makes]] = sum(counts[place] for place in self._inputs)
+        return tuple(counts)
+
+    def _sum(self, counts: Shape) -> int:
+        return sum(counts[place] for place in self._inputs) if self._inputs else sum(counts)
 
     def _probe(self, place: int) -> list[Shape]:
         """On one axis, with the others whole: half a friendly count below a measured one, that one, and one below."""
@@ -190,9 +201,9 @@ class Curve:
             return table.ns(self._file, self._unit, counts)
 
         if self._alike:
-            measured = sorted((float(sum(counts)), time(counts)) for counts in self.points)
-            self._axes, self.steps = [np.array([count for count, _ in measured])], [1]
-            self._values = np.array([each for _, each in measured])
+            measured = {float(self._sum(counts)): time(counts) for counts in self.points}
+            self._sums = np.array(sorted(measured))
+            self._values = np.array([measured[count] for count in sorted(measured)])
             return
         grid_times = [time(tuple(map(int, point))) for point in itertools.product(*self._axes)]
         self._values = np.array(grid_times).reshape([len(axis) for axis in self._axes])
@@ -203,13 +214,18 @@ class Curve:
                 # Nearer to the whole vector's time than to what so many channels fewer would take.
                 if each > 0 and half > high - each * FRIENDLY / 4:
                     self.steps[place] = FRIENDLY
-        self._axes = [np.ceil(axis / step) * step for axis, step in zip(self._axes, self.steps, strict=True)]
+        for place, step in enumerate(self.steps):
+            # Counts within one step took the same time: one of them stands for it.
+            self._axes[place], first = np.unique(np.ceil(self._axes[place] / step) * step, return_index=True)
+            self._values = np.take(self._values, first, axis=place)
 
     def ns(self, counts: Shape) -> float:
         """The time in nanoseconds at these counts; linear between measured ones, and below the least of them."""
         values = self._values
-        wanted = (sum(counts),) if self._alike else counts
-        for axis, step, count in zip(self._axes, self.steps, wanted, strict=True):
+        axes, steps, wanted = (
+            ([self._sums], [1], (self._sum(counts),)) if self._alike else (self._axes, self.steps, counts)
+        )
+        for axis, step, count in zip(axes, steps, wanted, strict=True):
             if len(axis) == 1:
                 values = values[0]
                 continue
@@ -220,11 +236,24 @@ class Curve:
         return max(0.0, float(values))
 
 
+def _joined(unit: Unit) -> tuple[int, ...]:
+    """Of a unit whose output has the channels of all that it reads, a concatenation's: the vectors that are read."""
+    read = tuple(unit.places.get(activation, -1) for activation in unit.reads)
+    made = unit.places.get(unit.makes, -1)
+    if made < 0 or min(read, default=-1) < 0 or made in read:
+        return ()
+    return read if sum(unit.full[place] for place in read) == unit.full[made] else ()
+
+
 def grid(full: int) -> np.ndarray:
-    """The counts at which a layer of `full` channels is measured, upwards: the whole, and multiples of 16 below."""
-    rounded = {max(FRIENDLY, round(full * share / FRIENDLY) * FRIENDLY) for share in SHARES}
+    """The counts at which a layer of `full` channels is measured, upwards: the whole, and multiples of 16 below.
+
+    Of layers of up to 64 multiples of 8: a table that has the whole only would say that nothing is saved there.
+    """
+    step = FRIENDLY if full > _NARROW else FRIENDLY // 2
+    rounded = {max(step, round(full * share / step) * step) for share in SHARES}
     # One that is rounded up to the whole would stand beside it.
-    return np.array(sorted({float(full), *(float(count) for count in rounded if count <= full - FRIENDLY)}))
+    return np.array(sorted({float(full), *(float(count) for count in rounded if count <= full - step)}))
 
 
 def _slug(place: Place) -> str:

@@ -155,19 +155,38 @@ def test_a_device_that_turns_into_another_is_refused(file):
         table.measure([(file, unit(file, "project"), (16,))])
 
 
-@pytest.mark.parametrize("full", [1, 8, 16, 24, 72, 96, 1000, 1024])
+@pytest.mark.parametrize("full", [1, 8, 16, 24, 64, 72, 96, 1000, 1024])
 def test_the_grid_is_friendly_and_ends_in_the_whole(full):
-    axis = grid(full)
+    axis, step = grid(full), FRIENDLY if full > 64 else FRIENDLY // 2
     assert axis[-1] == full
-    assert all(count % FRIENDLY == 0 for count in axis[:-1])
-    assert (np.diff(axis) >= FRIENDLY).all()
+    assert all(count % step == 0 for count in axis[:-1])
+    assert (np.diff(axis) >= step).all()
+
+
+def test_narrow_layers_are_measured_at_more_than_their_whole():
+    assert grid(16).tolist() == [8, 16]
+    assert grid(24).tolist() == [8, 16, 24]
+    assert grid(31).tolist() == [8, 16, 31]
+    found = curve((24, 24), lambda cin, cout: 2.0 * cin * cout)
+    assert found.ns((12, 8)) == pytest.approx(192)
+
+
+def test_two_processes_with_one_cache_keep_each_others_times(file, tmp_path):
+    first, second = LatencyTable(Device(), tmp_path), LatencyTable(Device(), tmp_path)
+    first.measure([(file, unit(file, "project"), (16,))])
+    second.measure([(file, unit(file, "project"), (8,))])
+    assert len(LatencyTable(Device(), tmp_path)) == 2
 
 
 class Wide:
-    """A file's place in a curve without a file: the time of any counts by a function."""
+    """A file's place in a curve without a file: the time of any counts by a function; joined ones end in their sum."""
 
     def __init__(self, full, times):
         self.full, self.times = full, times
+        joined = full[-1] == sum(full[:-1])
+        self.reads = tuple(range(len(full) - 1)) if joined else ()
+        self.makes = len(full) - 1
+        self.places = {place: place for place in range(len(full))} if joined else {}
 
     def ns(self, file, unit, counts):
         return self.times(*counts)
@@ -193,6 +212,12 @@ def test_steps_are_found_where_there_are_any():
     assert found.ns((100, 112)) == pytest.approx(11200)
 
 
+def test_narrow_counts_within_one_step_are_one_point():
+    found = curve((48, 48), lambda cin, cout: cin * (-(-cout // 16) * 16))
+    assert found.steps == [1, 16]
+    assert [found.ns((8, count)) for count in (8, 16, 17, 48)] == pytest.approx([128, 128, 256, 384])
+
+
 def test_a_whole_between_two_steps_is_rounded_up_too():
     found = curve((200,), lambda count: -(-count // 16) * 16)
     assert found.ns((200,)) == 208
@@ -211,6 +236,20 @@ def test_many_inputs_are_narrowed_alike():
     assert len(found.points) == 4
     assert found.ns((64, 64, 64)) == 1920
     assert found.ns((40, 40, 40)) == pytest.approx(1200)
+
+
+def test_equal_sums_of_inputs_are_one_point():
+    found = curve((32, 32, 24), lambda a, b, c: 10.0 * (a + b + c))
+    assert found.ns((8, 8, 8)) == pytest.approx(240)
+    assert found.ns((20, 20, 16)) == pytest.approx(560)
+
+
+def test_what_is_joined_is_as_wide_as_its_inputs_together():
+    found = curve((64, 64, 64, 64, 256), lambda *counts: 10.0 * counts[-1])
+    assert all(point[-1] == sum(point[:-1]) for point in found.points)
+    assert len({sum(point[:-1]) for point in found.points}) == 4
+    for width in (8, 32, 50, 64):
+        assert found.ns((width, width, width, width, 4 * width)) == pytest.approx(40 * width)
 
 
 def test_this_machine_times_tiny_files(file):
