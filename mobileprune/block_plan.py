@@ -130,7 +130,7 @@ def check_blocks(blocks: BlockLimit) -> None:
     """
     if isinstance(blocks, bool) or (isinstance(blocks, str) and blocks != "auto"):
         fits = False
-    elif isinstance(blocks, int):
+    elif isinstance(blocks, int | np.integer):
         fits = blocks >= 0
     elif isinstance(blocks, float):
         fits = 0 < blocks < 1

@@ -16,6 +16,13 @@ from mobileprune.ranking import Ranking
 MAX_RATIO = 0.9
 
 
+class GroupCounts(dict[str, int]):
+    """Units that groups keep at least, by group name: as `min_channels`, for who knows groups and not only layers.
+
+    A layer whose channels are in several groups gives its limit to all of them; a group's own is its own.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Constraints:
     """The limits of a plan, by group name.
@@ -125,6 +132,8 @@ def constraints(
         raise PlanError(f"min_channels must be whole numbers from 1 on: {min_channels=}.")
     names = list(graph.ids.outputs)
     given = {"keep": keep, "prune_only": prune_only, "max_ratio": ratios, "min_channels": counts}
+    if isinstance(counts, GroupCounts):
+        del given["min_channels"]
     for argument, patterns in given.items():
         check_patterns(argument, patterns, names)
     frozen = {group.name: group.frozen for group in graph.groups if group.frozen}
@@ -140,8 +149,12 @@ def constraints(
     for group in graph.groups:
         # Layers that share their channels may be given different limits: the strictest counts.
         share = min(_limit(label, ratios, MAX_RATIO) for label in group.labels)
-        fewest = max(int(_limit(label, counts, 1)) for label in group.labels)
-        needed = max(1, fewest, int(np.ceil(group.size * (1 - share))))
+        if isinstance(counts, GroupCounts):
+            fewest = counts.get(group.name, 1)
+        else:
+            fewest = max(int(_limit(label, counts, 1)) for label in group.labels)
+        # 1 - 0.7 is a little more than 0.3: without rounding one unit more would stay.
+        needed = max(1, fewest, math.ceil(round(group.size * (1 - share), 9)))
         needed = max(needed, sum(name == group.name for name, _ in needs))
         least[group.name] = min(group.size, -(-needed // round_to) * round_to)
     return Constraints(graph, frozen, least, round_to, tuple(needs))

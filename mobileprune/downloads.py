@@ -1,6 +1,7 @@
 """Files from the network, each by its checksum: nothing is fetched that is not known beforehand."""
 
 import hashlib
+import http.client
 import re
 import tempfile
 import urllib.error
@@ -56,7 +57,8 @@ def fetched(place: str, folder: Path, *, timeout_s: float = 60.0) -> Path:
             if found != digest:
                 raise SettingsError(f"{url} has the SHA-256 {found}, not {digest}: it is not used.")
             arriving.replace(target)
-    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; a URL may be none
+    # urllib's errors are OSErrors; a URL may be none, and a server may not speak HTTP.
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise SettingsError(f"{url} cannot be downloaded: {reason}.") from error
     return target

@@ -18,7 +18,9 @@ _LEAST_EPSILON = 1.001e-5
 
 @contextlib.contextmanager
 def fused_batch_norms(model: Any) -> Iterator[list[Any]]:
-    """Within it, batch normalisations of `model` that can be one op are one in training, in any training loop.
+    """Within it, batch normalisations of `model` that can be one op are one in training.
+
+    `fit` and `train_on_batch` trace their step anew; a `tf.function` of your own must be made inside.
 
     Those of four-dimensional float32 tensors, channels last, with scale and offset and not synchronised. Others, masked
     calls and inference stay as they are. Weights, names and what is saved do not change.
@@ -38,9 +40,11 @@ def fused_batch_norms(model: Any) -> Iterator[list[Any]]:
     norms = [layer for layer in model._flatten_layers() if _can_be_one(layer)]
     for layer in norms:
         layer.call = functools.partial(_call, layer)  # hides the method of the class
+    model.train_function = None  # Keras keeps the step that it traced; this one is another
     try:
         yield norms
     finally:
+        model.train_function = None
         for layer in norms:
             del layer.call
 
@@ -53,6 +57,7 @@ def _can_be_one(layer: Any) -> bool:
         and not layer.synchronized
         and layer.compute_dtype == "float32"
         and layer.epsilon >= _LEAST_EPSILON
+        and "call" not in vars(layer)  # it is one already
     )
 
 

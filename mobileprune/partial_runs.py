@@ -74,7 +74,7 @@ class PartialRuns:
         cuts = sorted({0, *(first[id(layer)] for layer in changed)})
         self._cut_of = {id(layer): cuts.index(first[id(layer)]) for layer in changed}
         self._ends = [*cuts[1:], len(self._calls)]
-        self._functions: dict[int, Callable[[Tensors], Tensors]] = {}
+        self._functions: dict[Any, Callable[[Tensors], Tensors]] = {}
 
     def cut(self, *layers: Any) -> int:
         """The number of the last cut that lies in front of all calls of these layers."""
@@ -143,8 +143,12 @@ class PartialRuns:
         return most
 
     def _function(self, number: int, tensors: Tensors) -> Callable[[Tensors], Tensors]:
-        """What runs from one cut to the next, traced when it is first needed, for any number of images."""
-        if number not in self._functions:
+        """What runs from one cut to the next, traced when it is first needed, for any number of images.
+
+        Only where images do not stay on the first axis it is traced for each number of them.
+        """
+        wanted = number, tuple((key, tuple(tensor.shape[1:])) for key, tensor in sorted(tensors.items()))
+        if wanted not in self._functions:
             begin = self._ends[number - 1] if number else 0
             calls, rest = self._calls[begin : self._ends[number]], self._calls[self._ends[number] :]
             kept = {_key(number) for call in rest for number in call.reads} | set(self._outputs)
@@ -164,8 +168,8 @@ class PartialRuns:
                 key: tf.TensorSpec([None, *tensor.shape[1:]] if tensor.shape.rank else [], tensor.dtype)
                 for key, tensor in tensors.items()
             }
-            self._functions[number] = tf.function(run, autograph=False).get_concrete_function(signature)
-        return self._functions[number]
+            self._functions[wanted] = tf.function(run, autograph=False).get_concrete_function(signature)
+        return self._functions[wanted]
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def plan_channels(
         >>> plan_channels(model, macs=0.5, keep=["head"]).macs      # doctest: +SKIP
         4216832
     """
-    target, wanted = _only_target(
+    target, wanted = only_target(
         {
             "macs": macs,
             "params": params,
@@ -241,7 +241,12 @@ def pruning_floor(
     return Cost(graph.cost(limits.cheapest("macs")).macs, graph.cost(limits.cheapest("params")).params)
 
 
-def _only_target(targets: Mapping[str, Any]) -> tuple[str, Any]:
+def only_target(targets: Mapping[str, Any]) -> tuple[str, Any]:
+    """The one target that is given; None is none.
+
+    Raises:
+        PlanError: there are none or several, or it leaves no channels.
+    """
     given = {name: value for name, value in targets.items() if value is not None}
     if len(given) != 1:
         raise PlanError(f"Give exactly one target of {known_names(targets)}. Received: {given or 'none'}.")

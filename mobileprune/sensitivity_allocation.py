@@ -126,6 +126,8 @@ def mixed_bits(sensitivity: Sensitivity, bits: float, by: str | None = None, nam
 def _ranking(part: PartSensitivity, losses: Sequence[float]) -> Ranking:
     """What each channel of a group costs, in the order in which they went."""
     share, loss = _convex([point.taken for point in part.points], losses)
+    if len(share) < 2:
+        raise SettingsError(f"No ratio was large enough to take a channel of {part.name!r}. Analyse larger ratios.")
     slopes = np.diff(loss) / np.diff(share)
     # Channels behind the last measured one cost as much as those before it.
     middle = (np.arange(part.size) + 0.5) / part.size

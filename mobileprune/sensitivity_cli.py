@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
             labels=labels,
             kind=FLAGS.kind,
             ratios=ratios,
-            bits=[int(each) if each == int(each) else each for each in bits],
+            bits=[int(each) if each.is_integer() else each for each in bits],
             importance=FLAGS.importance,
             only=FLAGS.only,
             cache=FLAGS.cache or out / "cache",

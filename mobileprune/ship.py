@@ -11,6 +11,7 @@ The assets of an app are one folder for each run and an `index.json`:
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,6 +79,9 @@ def ship(
     """
     if missing := runtimes.interpreter_missing(RUNTIME):
         raise SettingsError(missing)
+    name = name or folder.resolve().name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
+        raise SettingsError(f"{name!r} is no name for a folder of assets; give one (--name) of a to z, 0 to 9 and _.")
     if golden_pictures < 2:
         raise SettingsError(f"golden_pictures is {golden_pictures}; at least 2 are needed.")
     index = _index(assets)
@@ -88,7 +92,7 @@ def ship(
     shipped = {names[file]: content for file, content in contents.items()}
     golden = make_golden(pictures, manifest.preprocess, shipped, RUNTIME, golden_pictures)
     title_of_runtime = runtimes.find_interpreter(RUNTIME).title
-    target = assets / (name or folder.resolve().name)
+    target = assets / name
     with _replacing(target) as made:
         for file, content in [*shipped.items(), *((picture.file, content) for picture, content in golden)]:
             write_bytes(made / file, content)

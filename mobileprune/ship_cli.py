@@ -1,6 +1,5 @@
 """`mobileprune ship`: a run's verified files into the Android demo, with pictures that it checks itself by."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,16 +39,13 @@ def run(arguments: Sequence[str]) -> None:
     folder, assets = Path(arguments[0]), Path(FLAGS.assets)
     if not assets.parent.is_dir():
         raise SettingsError(f"{assets.parent} is missing: run this in a checkout of mobileprune, or give --assets.")
-    name = FLAGS.name or folder.resolve().name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
-        raise SettingsError(f"{name!r} is no name for a folder of assets; give --name of a to z, 0 to 9 and _.")
     license_text = preprocess.read(Path(FLAGS.license_file)) if FLAGS.license_file else None
     target = ship(
         folder,
         assets,
         _pictures(mp.read_manifest(folder)),
         files=FLAGS.files,
-        name=name,
+        name=FLAGS.name,
         title=FLAGS.title,
         provenance=FLAGS.provenance,
         license_text=license_text,

@@ -1,20 +1,20 @@
 """What each of several cuts asks of `plan_channels`, from the one target that the first network is to meet."""
 
 import dataclasses
-import glob
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mobileprune.block_plan import surviving_patterns
 from mobileprune.block_removal import remove_blocks
 from mobileprune.channel_groups import ChannelGraph
-from mobileprune.constraints import Constraints, constraints, explicit_counts
-from mobileprune.errors import PlanError, known_names
+from mobileprune.constraints import Constraints, GroupCounts, constraints, explicit_counts
 from mobileprune.file_size import FileSize
 from mobileprune.files import read_json, write_json
+from mobileprune.latency_allocation import check_latency
 from mobileprune.latency_setup import latency_model
-from mobileprune.plan import LATENCY_TARGETS, plan_channels
+from mobileprune.network_latency import LatencyModel
+from mobileprune.plan import LATENCY_TARGETS, only_target, plan_channels
 from mobileprune.pruning_plan import PruningPlan
 
 TARGETS = ("macs", "params", "file_bytes", "ratio", "channels", *LATENCY_TARGETS)
@@ -76,7 +76,7 @@ def without_chosen_blocks(
     """
     if blocks is None:
         return Shallower(model, (), planning)
-    target, wanted = only_target(planning)
+    target, wanted = _target(planning)
     path = None if folder is None else folder / "blocks.json"
     if path is not None and path.exists():
         kept = read_json(path)
@@ -103,17 +103,8 @@ def without_chosen_blocks(
     return Shallower(shallower, names, asked, told)
 
 
-def only_target(planning: Mapping[str, Any]) -> tuple[str, Any]:
-    """The one target among the arguments.
-
-    Raises:
-        PlanError: there are none, or several.
-    """
-    given = {name: planning[name] for name in TARGETS if planning.get(name) is not None}
-    if len(given) != 1:
-        raise PlanError(f"Give exactly one target of {known_names(TARGETS)}. Received: {given or 'none'}.")
-    ((target, wanted),) = given.items()
-    return target, wanted
+def _target(planning: Mapping[str, Any]) -> tuple[str, Any]:
+    return only_target({name: planning.get(name) for name in TARGETS})
 
 
 def size_of(graph: ChannelGraph, target: str, recipe: str) -> float:
@@ -139,7 +130,7 @@ class StepTargets:
 
     def __init__(self, first: Shallower, folder: Path | None) -> None:
         model, planning = first.model, first.planning
-        self._target, self._wanted = only_target(planning)
+        self._target, self._wanted = _target(planning)
         self._others = {name: value for name, value in planning.items() if name not in (*TARGETS, *LIMITS)}
         given_limits: dict[str, Any] = {name: planning[name] for name in LIMITS if name in planning}
         self._fixed: dict[str, Any] = {
@@ -149,7 +140,7 @@ class StepTargets:
         self._limits: Constraints = constraints(graph, **given_limits)
         if self._target in LATENCY_TARGETS:
             told = f"{self._target}={self._wanted:g} recipe={planning.get('recipe', 'float32')}"
-            self._whole = measured_once(model, self._others, folder and folder / "latency.json")
+            self._whole = measured_once(model, self._others, folder and folder / "latency.json", self._check_floor)
         else:
             # Refuses whatever can be refused; any importance meets the same limits.
             told = plan_channels(model, **{**planning, "importance": "l2"}).target
@@ -158,6 +149,10 @@ class StepTargets:
         self.told = first.told or told
         if self._target == "channels":
             self._kept = explicit_counts(self._limits, self._wanted)
+
+    def _check_floor(self, latency: LatencyModel, whole_ms: float) -> None:
+        budget_ms = whole_ms / self._wanted if self._target == "speedup" else self._wanted
+        check_latency(latency, self._limits.cheapest("macs"), budget_ms * 1e6)
 
     def at(self, step: int, steps: int, power: float) -> dict[str, Any]:
         """The arguments of `plan_channels` at a step."""
@@ -180,13 +175,9 @@ class StepTargets:
             final = self._wanted if relative else self._wanted / self._whole
             wanted = self._whole * share_left(final, step, steps, power)
         # Limits in numbers of the first network's channels: shares of what is left would grow from step to step.
-        least: dict[str, int] = {}
-        for group in limits.free:
-            for label in group.labels:
-                least[glob.escape(label)] = max(counts[group.name], least.get(glob.escape(label), 1))
         return {
             target: wanted,
-            "min_channels": {**least, "*": 1},
+            "min_channels": GroupCounts({group.name: counts[group.name] for group in limits.free}),
             "max_ratio": _ALL,
             "round_to": round_to,
             **self._fixed,
@@ -194,13 +185,23 @@ class StepTargets:
         }
 
 
-def measured_once(model: Any, others: Mapping[str, Any], path: Path | None) -> float:
-    """Milliseconds of a whole network, kept in a file: measured again after a kill they would be others."""
+def measured_once(
+    model: Any,
+    others: Mapping[str, Any],
+    path: Path | None,
+    check: Callable[[LatencyModel, float], None] | None = None,
+) -> float:
+    """Milliseconds of a whole network, kept in a file: measured again after a kill they would be others.
+
+    `check` is told the latency and these milliseconds before they are kept, and may refuse them.
+    """
     if path is not None and path.exists():
         return float(read_json(path)["before_ms"])
     how = {name: others[name] for name in ("recipe", "threads") if name in others}
     latency = latency_model(model, others.get("device", "host"), **how)
     found = float(latency.ms(latency.graph.everything()))
+    if check:
+        check(latency, found)
     if path is not None:
         write_json(path, {"before_ms": found})
     return found

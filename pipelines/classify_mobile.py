@@ -183,6 +183,11 @@ def load() -> tuple[mp.Dataset, Any]:
         raise SettingsError("--max_drop is measured against base float32: name float32 among --recipes.")
     if FLAGS.distill and FLAGS.sparsity_backend == "tfmot":
         raise SettingsError("--distill needs --sparsity_backend=mobileprune: the toolkit trains without a teacher.")
+    if 0 < FLAGS.finetune_epochs < FLAGS.prune_steps:
+        raise SettingsError(
+            f"--prune_steps={FLAGS.prune_steps} cuts share --finetune_epochs={FLAGS.finetune_epochs}: some have no "
+            "training. Give as many epochs as steps, or none."
+        )
     if FLAGS.regularise != "none" and not FLAGS.train_epochs:
         raise SettingsError(
             f"--regularise={FLAGS.regularise} acts while the base trains: give --train_epochs=1 or more."

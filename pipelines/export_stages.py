@@ -33,7 +33,9 @@ from mobileprune.manifest import (
 from mobileprune.min_runtime import minimum_runtime
 from mobileprune.recommend import recommend
 from mobileprune.records import Latency, RuntimeCheck, Variant, Verification
+from mobileprune.report.html import FILE as HTML_FILE
 from mobileprune.report.html import write_html
+from mobileprune.report.markdown import FILE as MARKDOWN_FILE
 from mobileprune.report.markdown import write_markdown
 from mobileprune.run_records import Manifest, ModelPort, Port, Rejected, VariantRecord
 from mobileprune.runtime_checks import verify_runtimes
@@ -79,7 +81,15 @@ def export(run: mp.Run, models: Mapping[str, Any], dataset: Dataset, settings: E
         for model, keras_model in models.items()
         for recipe in recipes_of(keras_model, making)
     }
-    run.depend("convert", {**making.to_json(), "files": sorted(files.values()), "images": settings.calibration_images})
+    run.depend(
+        "convert",
+        {
+            **making.to_json(),
+            "files": sorted(files.values()),
+            "images": settings.calibration_images,
+            "labels": list(dataset.labels),
+        },
+    )
     converted = run.facts(
         "convert", lambda task: make_files(task, run, models, dataset, making, settings.calibration_images, files)
     )
@@ -282,7 +292,8 @@ def _report(
         return {}
 
     run.depend("report", {"tolerated_drop": settings.tolerated_drop})
-    if any(not is_intact(run.out_dir / file, variant) for file, variant in shipped.items()):
+    intact = all(is_intact(run.out_dir / file, variant) for file, variant in shipped.items())
+    if not intact or not all((run.out_dir / file).is_file() for file in (MANIFEST_FILE, HTML_FILE, MARKDOWN_FILE)):
         run.redo("report")
     run.facts("report", write)
     return read_manifest(run.out_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations  # naming a Keras-side class in a signature must not import TensorFlow
 
+import shlex
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -92,7 +93,7 @@ def export_settings(pipeline: str, labelled: bool = True, max_drop: float | None
         threads=FLAGS.threads,
         benchmark_rounds=FLAGS.benchmark_rounds,
         tolerated_drop=FLAGS.tolerated_drop,
-        command=" ".join([f"python pipelines/{pipeline}", *sorted(given)]),
+        command=shlex.join(["python", f"pipelines/{pipeline}", *sorted(given)]),
         labelled=labelled,
     )
 

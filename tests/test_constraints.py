@@ -44,6 +44,16 @@ def test_the_least_is_a_multiple_or_the_whole_group():
     assert least(chain(), round_to=32) == {"stem": 32, "block_1_expand": 32, "block_1_project": 20}
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.7, 0.9])
+def test_a_ratio_that_is_the_largest_allowed_is_reached(share):
+    """1 - 0.7 is a little more than 0.3: it must not cost a unit."""
+    for size in (10, 20, 80, 1000):
+        graph = ChannelGraph(
+            keras.Sequential([keras.Input((4, 4, 3)), layers.Conv2D(size, 1, name="conv"), layers.Conv2D(2, 1)])
+        )
+        assert least(graph, round_to=1, max_ratio=share)["conv"] == size - round(size * share)
+
+
 def test_least_channels_are_rounded_up():
     assert least(chain(), min_channels=17) == {"stem": 24, "block_1_expand": 24, "block_1_project": 20}
 

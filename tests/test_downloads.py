@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import socket
 import threading
 
 import pytest
@@ -71,13 +72,36 @@ def test_something_else_than_the_checksum_says(site, tmp_path):
 
 def test_a_download_that_fails(site, tmp_path, monkeypatch):
     address, _ = site
-    for place in (f"{address}/none", "http://127.0.0.1:1/tool", "http://[bad/tool"):
+    for place in (
+        f"{address}/none",
+        "http://127.0.0.1:1/tool",
+        "http://[bad/tool",
+        "http://127.0.0.1:abc/",
+        "http://a b/",
+    ):
         with pytest.raises(SettingsError, match="cannot be downloaded: "):
             fetched(f"{place}#sha256={DIGEST}", tmp_path / "downloads")
     monkeypatch.setattr(downloads, "MOST_BYTES", len(CONTENT) - 1)
     with pytest.raises(SettingsError, match="has more than 8 bytes"):
         fetched(f"{address}/tool#sha256={DIGEST}", tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_a_server_that_does_not_speak_http(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"no HTTP at all\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(SettingsError, match="cannot be downloaded: "):
+            fetched(f"http://127.0.0.1:{server.getsockname()[1]}/tool#sha256={DIGEST}", tmp_path)
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_here(tmp_path):

@@ -110,6 +110,26 @@ def test_frozen_layers_other_axes_and_ranks_and_masks_stay_as_they_are():
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_a_model_that_was_fitted_before_is_traced_anew():
+    model, plain = trained(network()), trained(network())
+    with fused_batch_norms(model):
+        assert model.train_function is None
+        trained(model)
+        inside = model.train_function
+    assert model.train_function is None
+    assert inside is not None
+    assert same(model, trained(plain))
+
+
+def test_one_within_another_changes_nothing_twice():
+    model = network()
+    with fused_batch_norms(model) as outer:
+        with fused_batch_norms(model) as inner:
+            assert inner == []
+        assert "call" in vars(outer[0])
+    assert "call" not in vars(outer[0])
+
+
 def test_nested_and_shared_layers_are_changed_once():
     inputs = keras.Input((5, 4, 3))
     block = keras.Sequential([keras.Input((5, 4, 3)), layers.BatchNormalization(name="inner")], name="block")

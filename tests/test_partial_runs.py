@@ -8,7 +8,7 @@ from mobileprune.errors import DatasetError, ModelError
 from mobileprune.graph import leaves
 from mobileprune.partial_runs import PartialRuns, assigned
 
-layers = keras.layers
+layers, ops = keras.layers, keras.ops
 
 
 def with_weights(model):
@@ -39,6 +39,20 @@ def test_running_from_any_cut_is_running_the_model(name):
             expected = run(model, inputs)
             assert disagreement(expected, runs.finish(head)) < 1e-5
         assert disagreement(unchanged, runs.finish(head)) < 1e-5
+
+
+def test_images_may_leave_the_first_axis():
+    inputs = keras.Input((8, 4))
+    x = ops.transpose(layers.Dense(8, name="first")(inputs), (1, 0, 2))
+    x = ops.transpose(layers.Dense(8, name="second")(x), (1, 0, 2))
+    model = randomise(keras.Model(inputs, layers.Dense(3, name="third")(layers.Flatten()(x))))
+    runs = PartialRuns(model, with_weights(model))
+    for batch in (3, 5):
+        given = random_inputs(model, batch)
+        head = runs.start(given)
+        for name in ("first", "second", "third"):
+            runs.advance(head, runs.cut(model.get_layer(name)))
+            assert disagreement(run(model, given), runs.finish(head)) < 1e-5
 
 
 def test_masks_pass_the_cuts():

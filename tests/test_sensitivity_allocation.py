@@ -127,6 +127,7 @@ def test_bits_go_where_they_are_missed_least():
         (lambda: mixed_bits(record("quantization", [[0.1]], [8]), 6), "reaches from 8 to 32"),
         (lambda: mixed_bits(record("quantization", [[0.1]], [6]), 6), "No recipe has weights of 6 bits"),
         (lambda: channel_rankings(record("channels", [], [])), "empty"),
+        (lambda: channel_rankings(record("channels", [[0.0]], [0.0])), "No ratio was large enough to take a channel"),
         (lambda: channel_rankings(record("channels", [[0.1]], [0.5]), "accuracy"), "this analysis has divergence"),
         (lambda: channel_rankings(record("channels", [[0.1]], [0.5], agreement=False), "agreement"), "has snr_db"),
     ],

@@ -53,6 +53,8 @@ def test_quantization_without_labels(folder, tmp_path):
     [
         (["--ratios=some"], "--ratios=some are no numbers"),
         (["--ratios=1.5"], "above 0 and below 1"),
+        (["--kind=quantization", "--bits=nan"], "bits"),
+        (["--kind=quantization", "--bits=inf"], "bits"),
         (["--only=wild*"], "matches no layer"),
     ],
 )

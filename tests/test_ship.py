@@ -126,6 +126,8 @@ def test_a_file_of_numbers_that_the_app_cannot_give_is_refused(run, tmp_path):
         ({"files": ["other.tflite"]}, "has no file 'other.tflite'; it has net_"),
         ({"files": []}, "No files"),
         ({"golden_pictures": 1}, "golden_pictures is 1"),
+        ({"name": ".."}, "'..' is no name for a folder"),
+        ({"name": "a/b"}, "'a/b' is no name for a folder"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(run, tmp_path, options, said):

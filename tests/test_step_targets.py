@@ -1,15 +1,18 @@
+import keras
 import numpy as np
 import pytest
 from architectures import random_inputs
 from plan_networks import four_blocks
 
-from mobileprune.errors import OutputError
+from mobileprune.errors import OutputError, PlanError
 from mobileprune.inspect import model_facts
 from mobileprune.iterative import prune_iteratively
+from mobileprune.plan import plan_channels
 from mobileprune.prune import prune_channels
 from mobileprune.records import Latency
 from mobileprune.step_targets import measured_once, without_chosen_blocks
 
+layers = keras.layers
 # One of the patterns matches layers of the block alone that goes.
 LIMITS = {"round_to": 2, "max_ratio": {"block_3_*": 0.5, "*": 0.9}}
 
@@ -88,6 +91,39 @@ def test_a_speed_up_counts_from_the_network_with_its_blocks(tmp_path):
     assert first.planning["speedup"] is None
     assert first.planning["latency_ms"] == pytest.approx(whole / 2)
     assert measured_once(first.model, {"device": timed}, None) < whole
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"speedup": 40.0}, "latency cannot go below"),
+        ({"latency_ms": 1e-6}, "latency cannot go below"),
+        ({"speedup": 0.5}, "asks for half of the latency"),
+        ({"latency_ms": -1.0}, "leaves no channels"),
+    ],
+    ids=str,
+)
+def test_a_latency_that_cannot_be_is_refused_before_anything_is_trained(target, said):
+    def never(present, step, folder):
+        raise AssertionError("trained")
+
+    with pytest.raises(PlanError, match=said):
+        prune_iteratively(four_blocks(), steps=3, finetune=never, device=timed, **target)
+
+
+def test_groups_that_share_a_layer_have_limits_of_their_own():
+    """Some channels of `wide` are added to those of `side`: two groups, of 64 and 32."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(96, 1, activation="relu", name="wide")(inputs)
+    tail = layers.Add()([x[..., 64:], layers.Conv2D(32, 1, name="side")(inputs)])
+    x = layers.Conv2D(16, 1, name="narrow")(layers.Concatenate()([x[..., :64], tail]))
+    model = keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)))
+
+    def kept(plan):
+        return {entry.group: entry.size - len(entry.remove) for entry in plan.groups}
+
+    done = prune_iteratively(model, steps=3, finetune=untrained, ratio=0.5)
+    assert kept(done.plan) == kept(plan_channels(model, ratio=0.5))
 
 
 def timed(variants):

@@ -325,6 +325,7 @@ def test_cuts_in_steps_with_a_teacher_survive_a_kill_in_the_second_one(tiny_mode
         (["--importance=beauty"], ["beauty", "batch_norm_scale"]),
         (["--keep=nothing_*"], ["keep='nothing_*' matches no layer"]),
         (["--regularise=batch_norm", "--train_epochs=0"], ["--regularise=batch_norm acts while", "--train_epochs=1"]),
+        (["--prune_steps=3", "--finetune_epochs=2"], ["--prune_steps=3 cuts share --finetune_epochs=2"]),
         (["--dataset=/nowhere/photos"], ["/nowhere/photos"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("--") else "",
