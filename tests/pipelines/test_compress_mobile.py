@@ -11,6 +11,7 @@ import pytest
 from photos import make_photo_folder
 
 from mobileprune import models
+from mobileprune.metadata import read_metadata
 from mobileprune.records import Preprocess
 from mobileprune.train import recalibrate
 
@@ -35,10 +36,12 @@ def job(tmp_path_factory):
     path = folder / "net.keras"
     recalibrate(model, images).save(path)
     out = folder / "out"
+    (folder / "labels.txt").write_text("cat\ndog\nbird\nfish\n")
     arguments = (
         f"--model={path}",
         f"--images={photos}",
         f"--out_dir={out}",
+        f"--labels={folder / 'labels.txt'}",
         "--recipes=float32,int8,float32_sparse",
         "--sparsity=0.7",
     )
@@ -74,6 +77,28 @@ def test_a_second_run_does_nothing_again(job):
     done = compress(*arguments, "--benchmark_rounds=5")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished before") == 8
+
+
+def test_what_was_lost_of_the_report_is_made_again(job):
+    arguments, out, _ = job
+    lost = [out / name for name in ("manifest.json", "report.md")]
+    for path in lost:
+        path.unlink()
+    done = compress(*arguments, "--benchmark_rounds=5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished before") == 7
+    assert all(path.exists() for path in lost)
+
+
+def test_other_labels_are_other_files(job):
+    arguments, out, _ = job
+    (out.parent / "labels.txt").write_text("apple\npear\nplum\nfig\n")
+    done = compress(*arguments, "--benchmark_rounds=1")
+    assert done.returncode == 0, done.stderr
+    labels = ["apple", "pear", "plum", "fig"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["labels"] == labels
+    assert read_metadata((out / manifest["variants"][0]["file"]).read_bytes()).labels == tuple(labels)
 
 
 def test_a_model_of_several_inputs_is_refused_in_one_line(job, tmp_path):
