@@ -2,8 +2,8 @@
 
   python benchmarks/latency_table.py [--networks=mobilenet,resnet50] [--variants=50] --efficientnet=PATH
 
-For each network its table is measured, the whole network and two evenly narrower ones once, and then --variants plans
-are drawn: random channels, 25 to 95% of the MACs, all groups alike or not, counts in multiples of 8 or 16. Each becomes
+For each network its table is measured, the whole network and eight narrower ones once, and then --variants plans are
+drawn: random channels, 25 to 95% of the MACs, all groups alike or not, counts in multiples of 8 or 16. Each becomes
 a file of the plan's shapes (`ResizableFile.resized`: the ops that conversion would give, as tests/test_latency_model.py
 holds), which is predicted by the table and timed, in turn with all others and the whole network, five times. Prints the
 rank correlation (Spearman) and the median error of the predictions, both as shares of the whole network's time, with

@@ -13,8 +13,10 @@ from mobileprune.op_signatures import ResizableFile, Shape
 from mobileprune.records import Latency, Variant
 from mobileprune.tflite_graph import TfliteGraph, read_graph
 
-# Shares of every group's channels that are left in the networks that sums are brought to, beside the whole one.
+# Shares of every group's channels that are left in networks that sums are brought to, beside the whole one, and how
+# many more have a share of its own in each group.
 NARROWER = (0.5, 0.25)
+MIXED = 6
 # Ops that may give other channels than they read; all others hand them on.
 _CHANGING = ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "RESHAPE", "CONCATENATION", "TRANSPOSE", "BATCH_MATMUL")
 
@@ -58,8 +60,8 @@ def _of_layer(graph: ChannelGraph, layer: str, shape: tuple[int, ...]) -> Ids | 
 class LatencyModel:
     """A network's latency on one device with any choice of its channels.
 
-    The sum of its ops by the table, brought to what the whole network and two narrower ones take: ops follow each other
-    with other caches than alone, and the runtime does something between them.
+    The sum of its ops by the table, brought to what the whole network and a few narrower ones take: ops follow each
+    other with other caches than alone, and the runtime does something between them.
 
     Args:
         graph: the model's channel graph.
@@ -98,23 +100,25 @@ class LatencyModel:
         self.sums, self.times = np.array([1.0]), np.array([1.0])
 
     def calibrate(self) -> None:
-        """Measures the whole network on the table's device, and two narrower ones: sums of ops are brought to them.
+        """Measures the whole network on the table's device, and narrower ones: sums of ops are brought to them.
 
-        A narrow network needs less memory, so that its ops find more in the caches than alone in a file.
+        A narrow network needs less memory, so that its ops find more in the caches than alone in a file: a straight
+        line through the sums comes nearer than a factor.
 
         Raises:
             InterpreterError: the device cannot run the network.
         """
         free = [group for group in self.graph.groups if group.frozen is None]
         choices = [self.graph.everything()]
-        for share in NARROWER if free else ():
-            gone = [group.roots[max(8, round(group.size * share / 8) * 8) :] for group in free]
+        generator = np.random.default_rng(0)
+        shares = [np.full(len(free), share) for share in NARROWER]
+        shares += [generator.uniform(min(NARROWER), 1.0, len(free)) for _ in range(MIXED)]
+        for each in shares if free else ():
+            kept = [max(8, round(group.size * share / 8) * 8) for group, share in zip(free, each, strict=True)]
+            gone = [group.roots[count:] for group, count in zip(free, kept, strict=True)]
             choices.append(self.graph.without(np.concatenate(gone)))
         times = np.maximum(np.array(self.measure(choices)) - self.offset, 1.0)
-        sums = np.array([max(1.0, float(self.parts(choice).sum())) for choice in choices])
-        order = np.argsort(sums)
-        # Neighbours on the processor must not make less work take longer.
-        self.sums, self.times = sums[order], np.maximum.accumulate(times[order])
+        self.sums, self.times = _line(np.array([max(1.0, float(self.parts(each).sum())) for each in choices]), times)
 
     def whole(self, sum_ns: float) -> float:
         """The network's latency when the table's times of its ops add up to `sum_ns`, both in nanoseconds."""
@@ -163,3 +167,19 @@ class LatencyModel:
     def ms(self, alive: np.ndarray) -> float:
         """The same in milliseconds."""
         return self.ns(alive) / 1e6
+
+
+def _line(sums: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest sum, and the times there of the straight line with the least squared relative errors.
+
+    Where neighbours on the processor made less work take longer, or all sums are one: that of a common factor.
+    """
+    ends = np.array([sums.min(), sums.max()])
+    slope = level = 0.0
+    if ends[1] > ends[0]:
+        weighted = np.stack([sums, np.ones_like(sums)], axis=1) / times[:, None]
+        slope, level = np.linalg.lstsq(weighted, np.ones_like(times), rcond=None)[0].tolist()
+    found = slope * ends + level
+    if slope <= 0 or found[0] <= 0:
+        found = ends * float(np.median(times / sums))
+    return (ends, found) if ends[1] > ends[0] else (ends[1:], found[1:])

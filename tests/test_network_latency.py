@@ -12,7 +12,7 @@ from mobileprune.channel_groups import ChannelGraph
 from mobileprune.errors import ModelError, PlanError, SettingsError
 from mobileprune.latency_setup import cache_folder, latency_model, measuring
 from mobileprune.latency_table import LatencyTable
-from mobileprune.network_latency import LatencyModel, followed_channels
+from mobileprune.network_latency import LatencyModel, _line, followed_channels
 from mobileprune.op_signatures import ResizableFile
 from mobileprune.pruning_plan import removed_roots
 from mobileprune.records import Variant
@@ -107,6 +107,18 @@ def test_narrow_networks_bring_sums_to_what_they_take(graph):
     assert [latency.whole(each) for each in (50, 100, 150, 300, 400, 800)] == [40, 80, 140, 400, 600, 1200]
     for each in (50, 150, 300, 800):
         assert latency.sum_for(latency.whole(each)) == pytest.approx(each)
+
+
+def test_measured_networks_give_a_line_that_is_no_worse_than_a_factor():
+    sums = np.array([400.0, 100.0, 250.0])
+    ends, times = _line(sums, 1.5 * sums - 60)
+    assert ends.tolist() == [100, 400]
+    assert times == pytest.approx([90, 540])
+    # Neighbours on the processor that make less work take longer: a factor.
+    wrong = np.array([200.0, 300.0, 250.0])
+    ends, times = _line(sums, wrong)
+    assert times / ends == pytest.approx([np.median(wrong / sums)] * 2)
+    assert [each.tolist() for each in _line(np.array([50.0]), np.array([70.0]))] == [[50], [70]]
 
 
 def test_a_chain_takes_the_sum_of_its_ops(graph):
