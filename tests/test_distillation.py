@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from killing import KillAt, Killed
 
 from mobileprune.data import load_dataset
 from mobileprune.distillation import (
@@ -61,21 +62,6 @@ def narrow(seed=1):
     """Half of what only `wide` holds is gone: the tensors of all other layers keep their shapes."""
     model = network(seed=seed)
     return prune_channels(model, plan_channels(model, channels={"wide": 8}, round_to=1))
-
-
-class Killed(Exception):
-    """Stands for SIGKILL."""
-
-
-class KillAt(keras.callbacks.Callback):
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def assert_same(one, other):

@@ -3,6 +3,7 @@ import glob
 import keras
 import numpy as np
 import pytest
+from killing import KillAt, Killed
 
 from mobileprune.data import load_dataset
 from mobileprune.distillation import Distillation
@@ -45,21 +46,6 @@ def untrained(model, step, folder):
     for variable in model.trainable_variables:
         variable.assign(generator.normal(size=variable.shape))
     return model
-
-
-class Killed(Exception):
-    """Stands for SIGKILL."""
-
-
-class KillAt(keras.callbacks.Callback):
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def same(one, other):

@@ -4,6 +4,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from killing import KillAt, Killed
 
 from mobileprune.data import load_dataset
 from mobileprune.errors import ModelError, OutputError, SettingsError
@@ -39,23 +40,6 @@ def network(activation=None):
     x = layers.ReLU()(layers.BatchNormalization(momentum=0.9, name="norm")(x))
     x = layers.Dropout(0.2, name="dropout")(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(10, activation=activation, name="logits")(x), name="tiny")
-
-
-class Killed(Exception):
-    """Stands for SIGKILL: nothing of `train` runs after it."""
-
-
-class KillAt(keras.callbacks.Callback):
-    """Kills the training after so many of this call's batches."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.left = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.left -= 1
-        if not self.left:
-            raise Killed
 
 
 def weights(model):
