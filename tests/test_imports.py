@@ -15,7 +15,7 @@ LAYERS = (
     {"runtime_setup"},
     {"runtimes"},
     {
-        *("schedules", "masks", "noise", "files", "graph", "union", "second_order"),
+        *("schedules", "masks", "noise", "files", "graph", "union", "second_order", "fused_norms"),
         *("tflite_graph", "tflite_runner"),
         *(
             "benchmark.statistics",
@@ -144,7 +144,7 @@ ALLOWED = {
             *("prunable", "pruning_wrapper", "pruning_callbacks", "sparsify"),
             *("fake_quant", "quantize_patterns", "quantize_aware"),
             "models",
-            *("distillation", "train"),
+            *("distillation", "fused_norms", "train"),
             "convert",
             *("interop.bridge", "interop.operations"),
         ),
@@ -155,6 +155,7 @@ ALLOWED = {
         "convert",
         "distillation",
         "fake_quant",
+        "fused_norms",
         "linear",
         "gradients",
         "noise",
