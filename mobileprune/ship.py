@@ -79,11 +79,9 @@ def ship(
     """
     if missing := runtimes.interpreter_missing(RUNTIME):
         raise SettingsError(missing)
-    name = name or folder.resolve().name
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", name):
-        raise SettingsError(f"{name!r} is no name for a folder of assets; give one (--name) of a to z, 0 to 9 and _.")
     if golden_pictures < 2:
         raise SettingsError(f"golden_pictures is {golden_pictures}; at least 2 are needed.")
+    target = assets / asset_name(folder, name)
     index = _index(assets)
     manifest = read_manifest(folder)
     chosen = _chosen(manifest, files)
@@ -92,7 +90,6 @@ def ship(
     shipped = {names[file]: content for file, content in contents.items()}
     golden = make_golden(pictures, manifest.preprocess, shipped, RUNTIME, golden_pictures)
     title_of_runtime = runtimes.find_interpreter(RUNTIME).title
-    target = assets / name
     with _replacing(target) as made:
         for file, content in [*shipped.items(), *((picture.file, content) for picture, content in golden)]:
             write_bytes(made / file, content)
@@ -110,6 +107,18 @@ def ship(
     runs = {run["folder"]: run for run in index if (assets / run["folder"]).is_dir()} | {target.name: entry}
     write_json(assets / INDEX, {"schema": SCHEMA, "runtime": title_of_runtime, "runs": list(runs.values())})
     return target
+
+
+def asset_name(folder: Path, name: str | None = None) -> str:
+    """What a run's folder among the assets is called: the given name, or the run's.
+
+    Raises:
+        SettingsError: a name that could lead out of the assets, or that Android does not take.
+    """
+    found = name or folder.resolve().name
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", found):
+        raise SettingsError(f"{found!r} is no name for a folder of assets; give one (--name) of a to z, 0 to 9 and _.")
+    return found
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import mobileprune as mp
 from mobileprune import preprocess
 from mobileprune.errors import SettingsError
 from mobileprune.run_records import Manifest
-from mobileprune.ship import RECOMMENDED, ship
+from mobileprune.ship import RECOMMENDED, asset_name, ship
 from mobileprune.verify_files import find_images
 
 FLAGS = flags.FLAGS
@@ -39,6 +39,7 @@ def run(arguments: Sequence[str]) -> None:
     folder, assets = Path(arguments[0]), Path(FLAGS.assets)
     if not assets.parent.is_dir():
         raise SettingsError(f"{assets.parent} is missing: run this in a checkout of mobileprune, or give --assets.")
+    asset_name(folder, FLAGS.name)
     license_text = preprocess.read(Path(FLAGS.license_file)) if FLAGS.license_file else None
     target = ship(
         folder,
