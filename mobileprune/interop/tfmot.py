@@ -129,13 +129,13 @@ def train_with_tfmot(
         >>> schedule = mp.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=60, frequency=10)
         >>> sparse = train_with_tfmot(model, data, mp.TrainSettings(epochs=2), schedule)   # doctest: +SKIP
     """
+    if settings.start or settings.cycle is not None:
+        raise SettingsError("tfmot trains in a cycle of its own. Leave start and cycle of the settings as they are.")
     schedules = list(pruning_schedule.values()) if isinstance(pruning_schedule, Mapping) else [pruning_schedule]
     if params.get("sparsity_m_by_n") is None:
         for schedule in schedules:
             if schedule is not None:
                 _check_reached(to_tfmot_schedule(schedule), settings.steps(len(dataset.train)))
-    if settings.start or settings.cycle is not None:
-        raise SettingsError("tfmot trains in a cycle of its own. Leave start and cycle of the settings as they are.")
     from_logits = not gives_probabilities(model)
 
     def train(wrapped: Any, callbacks: list[Any]) -> None:
