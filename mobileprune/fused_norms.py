@@ -1,7 +1,8 @@
 """Batch normalisation in one op while a model is trained: the same numbers in less time.
 
 Keras 3 trains with it in a dozen small ops, each of which reads and writes the whole tensor. TensorFlow has one that
-does it all. On a processor that is a third of the time of a step of a small convolutional network, see `benchmarks/`.
+does it all. With it a step of a small convolutional network takes about three quarters of the time on a processor, see
+`benchmarks/`.
 """
 
 import contextlib
