@@ -1,6 +1,6 @@
 """Is cutting in steps, with a regulariser and a teacher, better than one cut? Equal epochs, paired over seeds.
 
-  python benchmarks/iterative.py [--macs=0.5,0.3] [--seeds=0,1,2] [--bases=folder] [--ways=full,one_shot,control]
+  python benchmarks/iterative.py [--macs=0.5,0.3] [--seeds=0,1,2] [--bases=folder] [--ways=full --ways=one_shot]
 
 The default network on the whole of Fashion-MNIST; accuracy on the 10,000 test images. Every way gets the same base of
 --train_epochs and, after it, --finetune_epochs in all:
