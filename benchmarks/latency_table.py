@@ -3,13 +3,13 @@
   python benchmarks/latency_table.py [--networks=MobileNet,ResNet50] [--variants=50] --efficientnet=PATH
 
 For each network its table is measured, the whole network and eight narrower ones once, and then --variants plans are
-drawn: random channels, 25 to 95% of the MACs, all groups alike or not, counts in multiples of 8 or 16. Each becomes a file
-of the plan's shapes (`ResizableFile.resized`: the ops that conversion would give, as tests/test_network_latency.py holds),
-which is predicted by the table and timed, in turn with all others and the whole network, five times. Prints the rank
-correlation (Spearman) and the median error of the predictions, both as shares of the whole network's time, with those of
-MACs beside it.
-`--efficientnet` is a .keras file of EfficientNet-Lite0; without it
-EfficientNet is left out. Weights do not matter.
+drawn: random channels, 25 to 95% of the MACs, all groups alike or not, counts in multiples of 8 or 16. Each becomes a
+file of the plan's shapes (`ResizableFile.resized`: the ops that conversion would give, as
+tests/test_network_latency.py holds), which is predicted by the table and timed, in turn with all others and the whole
+network, five times. Prints the rank correlation (Spearman) and the median error of the predictions, both as shares of
+the whole network's time, with those of MACs beside it.
+
+`--efficientnet` is a .keras file of EfficientNet-Lite0; without it that network is left out. Weights do not matter.
 """
 
 import json
